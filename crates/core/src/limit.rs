@@ -1,0 +1,170 @@
+//! Settings and bounds that a user can read, meet and (some) change. It never enforces one itself: who uses a value does.
+
+use serde::Serialize;
+
+/// A numeric setting that can be changed at run time, with the range that it may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Setting {
+    /// Its key, as in `tidegate.toml` and `PATCH /v1/config`; its unit stands at the end.
+    pub key: &'static str,
+    /// What it is unless told otherwise.
+    pub default: u64,
+    /// The least that it may be.
+    pub min: u64,
+    /// The most that it may be.
+    pub max: u64,
+    /// What it bounds and what happens beyond it.
+    pub meaning: &'static str,
+}
+
+/// A bound that is built in, as listed at `/v1/limits` beside the settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Limit {
+    /// Its name; its unit stands at the end.
+    pub name: &'static str,
+    /// The bound.
+    pub value: u64,
+    /// What it bounds and what happens beyond it.
+    pub meaning: &'static str,
+}
+
+/// Why a setting was not changed. Nothing was: a change of several settings is all or nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SettingError {
+    /// There is no such setting.
+    #[error("there is no setting {key:?}; GET /v1/limits lists them")]
+    Unknown {
+        /// The key that was given.
+        key: Box<str>,
+    },
+    /// The value is outside its range.
+    #[error("{key} is {value}, it must be from {min} to {max}")]
+    OutOfRange {
+        /// Which.
+        key: &'static str,
+        /// What was given.
+        value: u64,
+        /// The least.
+        min: u64,
+        /// The most.
+        max: u64,
+    },
+}
+
+macro_rules! settings {
+    ($($name:ident = $key:literal, $default:expr, $min:expr => $max:expr, $meaning:literal;)*) => {
+        /// The values of all `stream.*` and `limits.*` settings. Cheap to copy: who opens a stream keeps the values
+        /// that it opened with.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub struct Settings { $($name: u64,)* }
+
+        impl Default for Settings {
+            fn default() -> Self { Self { $($name: $default,)* } }
+        }
+
+        impl Settings {
+            /// Every setting, in the order of the documentation.
+            pub const ALL: &'static [Setting] = &[
+                $(Setting { key: $key, default: $default, min: $min, max: $max, meaning: $meaning },)*
+            ];
+
+            $(
+                #[doc = $meaning]
+                #[doc = concat!("\n\nThe setting `", $key, "`.")]
+                #[must_use]
+                pub const fn $name(&self) -> u64 { self.$name }
+            )*
+
+            /// The value of the setting with this key.
+            #[must_use]
+            pub fn get(&self, key: &str) -> Option<u64> {
+                match key { $($key => Some(self.$name),)* _ => None }
+            }
+
+            /// Sets one value. On an error nothing is changed.
+            pub fn set(&mut self, key: &str, value: u64) -> Result<(), SettingError> {
+                match key {
+                    $($key => {
+                        #[allow(unused_comparisons, reason = "some settings may be 0")]
+                        if value < $min || value > $max {
+                            return Err(SettingError::OutOfRange { key: $key, value, min: $min, max: $max });
+                        }
+                        self.$name = value;
+                        Ok(())
+                    })*
+                    _ => Err(SettingError::Unknown { key: key.into() }),
+                }
+            }
+        }
+    };
+}
+
+const MIB: u64 = 1024 * 1024;
+const DAY_MS: u64 = 86_400_000;
+
+settings! {
+    stream_snapshot_ttl_ms = "stream.snapshot.ttl_ms", 60_000, 1 => DAY_MS,
+        "How long a snapshot stays pinned after the last read of its stream; then a resume is 410 snapshot_expired.";
+    stream_chunk_pages = "stream.chunk.pages", 4, 1 => 64,
+        "A chunk is sent when it has this many pages of 16 KiB.";
+    stream_chunk_max_rows = "stream.chunk.max_rows", 1_000, 1 => 1_000_000,
+        "A chunk is sent when it has this many rows.";
+    stream_chunk_max_latency_ms = "stream.chunk.max_latency_ms", 50, 1 => 60_000,
+        "A chunk is sent this long after its first row, whether or not another row comes.";
+    stream_max_global = "stream.max_global", 256, 1 => 65_536,
+        "Streams that are being read at one time; beyond it 429 stream_capacity_exhausted.";
+    stream_max_per_principal = "stream.max_per_principal", 32, 1 => 65_536,
+        "Streams of one principal that are being read at one time; beyond it 429 principal_stream_quota_exhausted.";
+    stream_idle_timeout_ms = "stream.idle_timeout_ms", 30_000, 1 => DAY_MS,
+        "A client that takes nothing for this long loses its slot (reader_stalled); its cursor lives on to the TTL.";
+    stream_keep_bytes = "stream.keep_bytes", 8 * MIB, 0 => 256 * MIB,
+        "Bytes of recently sent rows that a stream keeps, so that a resume near the break is answered from memory.";
+    limits_lease_max_global = "limits.lease_max_global", 1_024, 1 => 65_536,
+        "Pinned snapshots at one time; beyond it the one that ended longest ago is given up, else 429 lease_capacity_exhausted.";
+    limits_lease_max_per_principal = "limits.lease_max_per_principal", 128, 1 => 65_536,
+        "Pinned snapshots of one principal at one time; beyond it as for limits.lease_max_global.";
+    limits_row_max_bytes = "limits.row_max_bytes", 16 * MIB, 1_024 => 256 * MIB,
+        "A row as a line of NDJSON; a longer one ends its stream with row_too_large.";
+    limits_body_max_bytes = "limits.body_max_bytes", MIB, 1_024 => 64 * MIB,
+        "A request's body where it is read whole; beyond it 413 body_too_large.";
+    limits_body_timeout_ms = "limits.body_timeout_ms", 30_000, 10 => DAY_MS,
+        "A request's body that is read whole must be there in this time; beyond it 408 body_timeout.";
+    limits_header_timeout_ms = "limits.header_timeout_ms", 30_000, 10 => DAY_MS,
+        "A request's head must be there in this time, and an idle connection is closed after it.";
+    limits_connection_max = "limits.connection_max", 16_384, 1 => 1_000_000,
+        "Connections at one time, as far as the system's open-file limit allows; beyond it new ones wait to be accepted.";
+    limits_sql_max_bytes = "limits.sql_max_bytes", 256 * 1024, 16 => 16 * MIB,
+        "A statement's text; beyond it 413 sql_too_large.";
+    limits_parameter_max = "limits.parameter_max", 1_000, 0 => 32_766,
+        "Parameters of a statement; beyond it 400 too_many_parameters.";
+    limits_open_timeout_ms = "limits.open_timeout_ms", 30_000, 1 => DAY_MS,
+        "A source must open and describe a statement in this time; beyond it 504 source_timeout.";
+    limits_drain_ms = "limits.drain_ms", 5_000, 0 => DAY_MS,
+        "After SIGTERM running streams may go on for this long; then they get their end line.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_is_found_by_its_key_and_keeps_its_range() {
+        for setting in Settings::ALL {
+            let mut settings = Settings::default();
+            assert_eq!(settings.get(setting.key), Some(setting.default), "{}", setting.key);
+            assert!((setting.min..=setting.max).contains(&setting.default), "{}", setting.key);
+            settings.set(setting.key, setting.max).unwrap();
+            assert_eq!(settings.get(setting.key), Some(setting.max));
+            let before = settings;
+            assert!(settings.set(setting.key, setting.max + 1).is_err());
+            assert!(setting.min == 0 || settings.set(setting.key, setting.min - 1).is_err());
+            assert_eq!(settings, before, "a refused value changes nothing");
+        }
+    }
+
+    #[test]
+    fn an_unknown_setting_is_refused() {
+        assert!(matches!(Settings::default().set("stream.nonsense", 1), Err(SettingError::Unknown { .. })));
+    }
+}
