@@ -86,8 +86,7 @@ macro_rules! settings {
             pub fn set(&mut self, key: &str, value: u64) -> Result<(), SettingError> {
                 match key {
                     $($key => {
-                        #[allow(unused_comparisons, reason = "some settings may be 0")]
-                        if value < $min || value > $max {
+                        if !($min..=$max).contains(&value) {
                             return Err(SettingError::OutOfRange { key: $key, value, min: $min, max: $max });
                         }
                         self.$name = value;
