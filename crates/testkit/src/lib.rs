@@ -1,1 +1,22 @@
 #![doc = include_str!("../README.md")]
+#![allow(clippy::disallowed_methods, reason = "tests measure their own patience on the system's clock")]
+
+pub mod audit;
+pub mod cell;
+pub mod clock;
+pub mod entropy;
+pub mod fault_proxy;
+pub mod query_source_suite;
+pub mod scripted;
+pub mod sink;
+pub mod wait;
+
+pub use audit::{FailingAudit, MemoryAudit};
+pub use cell::{OwnedCell, OwnedRow};
+pub use clock::ManualClock;
+pub use entropy::{NoEntropy, SeededEntropy};
+pub use fault_proxy::FaultProxy;
+pub use query_source_suite::QuerySourceWorld;
+pub use scripted::{Gate, Script, ScriptedSource};
+pub use sink::{CollectHandle, CollectSink, collect_sink};
+pub use wait::{block_on, within};
