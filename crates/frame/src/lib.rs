@@ -1,1 +1,6 @@
 #![doc = include_str!("../README.md")]
+
+pub mod chunk;
+pub mod envelope;
+pub mod ndjson;
+pub mod prefix;
