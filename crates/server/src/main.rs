@@ -1,1 +1,2 @@
+//! The binary `tidegate`.
 fn main() {}

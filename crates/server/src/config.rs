@@ -1,0 +1,241 @@
+//! What the server is told: `tidegate.toml`, then variables `TIDEGATE__SECTION__KEY`, then flags, the later over the
+//! earlier. It reads and checks; it never starts, binds or opens anything but the files that it was given, never takes an
+//! unknown key in silence, and never puts a secret into a message.
+//!
+//! Relative paths in a configuration are relative to the working directory of the process, wherever the file lies.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use tidegate_core::ScopeSet;
+use tidegate_core::id::Name;
+use tidegate_core::limit::Settings;
+
+mod auth;
+mod check;
+mod effective;
+mod layer;
+mod problem;
+mod read;
+mod source;
+
+pub use layer::{Flag, Flags};
+pub use problem::{ConfigError, Origin, Problem};
+pub use source::{SourceSpec, SourceSpecError};
+
+/// Everything that the server is told, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where the server keeps what is its own.
+    pub data_dir: PathBuf,
+    /// When a write counts as done.
+    pub durability: Durability,
+    /// Where it listens.
+    pub listen: Listen,
+    /// The databases that can be queried, by name.
+    pub sources: BTreeMap<Name, Source>,
+    /// Who may call; `None` = everybody, as `anonymous`.
+    pub auth: Option<Auth>,
+    /// Where the audit trail goes; a path outside of `data_dir` only where the configuration names one.
+    pub audit_path: PathBuf,
+    /// The `stream.*` and `limits.*` settings.
+    pub settings: Settings,
+}
+
+/// When a write counts as done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// When the disk has it.
+    #[default]
+    Fsync,
+    /// When the operating system has it: a power cut may lose the last writes.
+    Os,
+}
+
+impl Durability {
+    /// Its name in the configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fsync => "fsync",
+            Self::Os => "os",
+        }
+    }
+}
+
+/// Where the server listens.
+#[derive(Debug, Clone)]
+pub struct Listen {
+    /// HTTP; port 0 = any free one.
+    pub http: SocketAddr,
+    /// With these certificates; `None` = without TLS.
+    pub tls: Option<ListenTls>,
+}
+
+/// Certificates of the listeners: PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenTls {
+    /// The server's certificate chain.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// Who signs the clients' certificates; `None` = clients need none.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// A database that can be queried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A SQLite file.
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+        /// What to do about its journal mode.
+        journal_mode: JournalMode,
+    },
+    /// A PostgreSQL database.
+    Postgres {
+        /// Its address, with the password if there is one.
+        url: Secret,
+        /// The publication whose changes are taken (not in this version).
+        publication: Option<String>,
+        /// The replication slot (not in this version).
+        slot: Option<String>,
+        /// The most connections at one time; `None` = the source's own default.
+        max_connections: Option<usize>,
+    },
+}
+
+/// What to do about a SQLite file's journal mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum JournalMode {
+    /// Switch it to WAL when it is opened: readers of a snapshot then never block writers.
+    #[default]
+    Wal,
+    /// Leave it as it is: in a rollback-journal file a pinned snapshot makes writers wait.
+    Keep,
+}
+
+/// Who may call.
+#[derive(Debug, Clone)]
+pub struct Auth {
+    /// What a JWT's `aud` must contain. Always there if there are keys or a JWKS file.
+    pub audience: Option<String>,
+    /// What a JWT's `iss` must be, if anything.
+    pub issuer: Option<String>,
+    /// Static tokens.
+    pub tokens: Vec<StaticToken>,
+    /// Keys that sign JWTs.
+    pub keys: Vec<JwtKey>,
+    /// A file with more of them.
+    pub jwks: Option<PathBuf>,
+}
+
+/// A static token, known by its hash only.
+#[derive(Debug, Clone)]
+pub struct StaticToken {
+    /// SHA-256 of the token's bytes.
+    pub sha256: [u8; 32],
+    /// Who it is.
+    pub subject: String,
+    /// Of which tenant.
+    pub tenant: String,
+    /// What it may.
+    pub scopes: ScopeSet,
+}
+
+/// A key that signs JWTs.
+#[derive(Debug, Clone)]
+pub struct JwtKey {
+    /// The `kid` in the tokens' heads.
+    pub kid: String,
+    /// The only algorithm that this key is used with.
+    pub algorithm: JwtAlgorithm,
+    /// A PEM public key, or the secret of HS256.
+    pub material: Secret,
+}
+
+/// The algorithms that a token may be signed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JwtAlgorithm {
+    /// Ed25519.
+    EdDsa,
+    /// ECDSA on P-256.
+    Es256,
+    /// RSA, PKCS #1 v1.5.
+    Rs256,
+    /// HMAC with a shared secret.
+    Hs256,
+}
+
+/// A text that is shown to nobody: `Debug` prints `***`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Keeps a text secret.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text. Take care where it goes.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// What a configuration is read from.
+#[derive(Debug, Clone, Default)]
+pub struct Inputs<'a> {
+    /// The file; `None` = no file.
+    pub file: Option<&'a Path>,
+    /// The environment: only variables that begin with [`ENV_PREFIX`] are looked at.
+    pub env: Vec<(String, String)>,
+    /// What the command line said.
+    pub flags: Flags,
+}
+
+/// What the name of every variable begins with that sets a key.
+pub const ENV_PREFIX: &str = "TIDEGATE__";
+
+/// The file that is read when no other is named and it exists.
+pub const DEFAULT_FILE: &str = "tidegate.toml";
+
+/// A checked configuration and what its author should know.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// What is legal and probably not meant.
+    pub warnings: Vec<Problem>,
+}
+
+/// Reads and checks a configuration.
+///
+/// # Errors
+/// [`ConfigError`] with everything that is wrong, as far as it can be known at once.
+pub fn load(inputs: &Inputs<'_>) -> Result<Loaded, ConfigError> {
+    check::load(inputs)
+}
+
+/// The variables of this process that set a key. A value that is not Unicode comes with U+FFFD in the place of what is not.
+#[must_use]
+pub fn process_env() -> Vec<(String, String)> {
+    std::env::vars_os()
+        .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+        .filter(|(name, _)| name.starts_with(ENV_PREFIX))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

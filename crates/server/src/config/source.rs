@@ -1,0 +1,142 @@
+//! `[sources.NAME]` and `--source NAME=URL`. It never opens a database: whether one answers is the source's to say.
+
+use std::path::PathBuf;
+
+use super::layer::{Flag, Flags};
+use super::read::{Node, Section};
+use super::{JournalMode, Secret, Source};
+
+/// `--source NAME=URL`, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceSpec {
+    name: String,
+    address: Address,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Address {
+    Sqlite(String),
+    Postgres(Secret),
+}
+
+/// Why a text is no `NAME=URL` of a source. It never quotes the URL, which may hold a password.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceSpecError {
+    /// There is no `=`, or nothing before it.
+    #[error("a source is NAME=URL, such as main=sqlite:shop.db")]
+    NoName,
+    /// The URL is of no known kind.
+    #[error("the URL of a source is sqlite:PATH or postgres://USER@HOST/DATABASE")]
+    UnknownKind,
+    /// The URL has no path.
+    #[error("sqlite: must be followed by the path of a database file")]
+    NoPath,
+}
+
+impl std::str::FromStr for SourceSpec {
+    type Err = SourceSpecError;
+
+    fn from_str(text: &str) -> Result<Self, SourceSpecError> {
+        let (name, url) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or(SourceSpecError::NoName)?;
+        let address = if let Some(path) = url.strip_prefix("sqlite:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            if path.is_empty() {
+                return Err(SourceSpecError::NoPath);
+            }
+            Address::Sqlite(path.to_owned())
+        } else if is_postgres_url(url) {
+            Address::Postgres(Secret::new(url))
+        } else {
+            return Err(SourceSpecError::UnknownKind);
+        };
+        Ok(Self { name: name.to_owned(), address })
+    }
+}
+
+impl Flags {
+    /// Adds `--source`: it replaces a source of the same name of the file or the environment whole.
+    pub fn source(&mut self, spec: SourceSpec) {
+        // The same name twice: the later one counts, with nothing of the former.
+        self.given.retain(|flag| flag.key.len() != 3 || flag.key[0] != "sources" || flag.key[1] != spec.name);
+        let mut set = |key: &str, value: String| {
+            let key = vec!["sources".to_owned(), spec.name.clone(), key.to_owned()];
+            self.given.push(Flag { name: "--source".to_owned(), key, value });
+        };
+        match spec.address {
+            Address::Sqlite(path) => {
+                set("kind", "sqlite".to_owned());
+                set("path", path);
+            }
+            Address::Postgres(url) => {
+                set("kind", "postgres".to_owned());
+                set("url", url.reveal().to_owned());
+            }
+        }
+    }
+}
+
+fn is_postgres_url(url: &str) -> bool {
+    url.starts_with("postgres://") || url.starts_with("postgresql://")
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Sqlite,
+    Postgres,
+}
+
+/// Reads one `[sources.NAME]`.
+pub(super) fn read(section: &Section<'_>) -> Option<Source> {
+    let kind = section.require("kind")?.choice(&[("sqlite", Kind::Sqlite), ("postgres", Kind::Postgres)])?;
+    match kind {
+        Kind::Sqlite => {
+            let path = section.require("path").and_then(|node| node.line());
+            let modes = [("wal", JournalMode::Wal), ("keep", JournalMode::Keep)];
+            let journal_mode = match section.get("journal_mode") {
+                Some(node) => node.choice(&modes),
+                None => Some(JournalMode::default()),
+            };
+            Some(Source::Sqlite { path: PathBuf::from(path?), journal_mode: journal_mode? })
+        }
+        Kind::Postgres => {
+            let url = section.require("url").and_then(|node| postgres_url(&node));
+            let publication = section.get("publication").map(|node| not_yet(&node));
+            let slot = section.get("slot").map(|node| not_yet(&node));
+            let max_connections = section.get("max_connections").map(|node| connections(&node));
+            if publication.is_some() != slot.is_some() {
+                section.refuse("publication and slot go together: name both or neither");
+            }
+            Some(Source::Postgres {
+                url: url?,
+                publication: publication.flatten(),
+                slot: slot.flatten(),
+                max_connections: max_connections.flatten(),
+            })
+        }
+    }
+}
+
+fn postgres_url(node: &Node<'_>) -> Option<Secret> {
+    let url = node.line()?;
+    if !is_postgres_url(&url) {
+        node.refuse("must begin with postgres:// or postgresql://");
+        return None;
+    }
+    Some(Secret::new(url))
+}
+
+fn not_yet(node: &Node<'_>) -> Option<String> {
+    let text = node.line()?;
+    node.warn("changes out of PostgreSQL are not in this version: the key has no effect");
+    Some(text)
+}
+
+fn connections(node: &Node<'_>) -> Option<usize> {
+    let number = node.integer()?;
+    if !(1..=10_000).contains(&number) {
+        node.refuse(format!("is {number}, it must be from 1 to 10000"));
+        return None;
+    }
+    usize::try_from(number).ok()
+}
