@@ -20,8 +20,6 @@ pub const CHECKSUM_BYTES: usize = 4;
 /// The most bytes that a payload may have. What is larger belongs into several structures.
 pub const MAX_PAYLOAD_BYTES: usize = 64 * 1024 * 1024;
 
-const _: Configuration<LittleEndian, Varint> = bincode::config::standard();
-
 const fn config() -> Configuration<LittleEndian, Varint, Limit<MAX_PAYLOAD_BYTES>> {
     bincode::config::standard().with_limit::<MAX_PAYLOAD_BYTES>()
 }
