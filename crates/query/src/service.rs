@@ -1,0 +1,603 @@
+//! The service: opens, resumes, cancels, expires and drains streams. It holds the one registry of leases; whatever ends
+//! leaves it. Decisions about leases are made by the pure machine of `tidegate-lease`; this drives it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+use tidegate_core::id::{CursorToken, Epoch, LeaseId};
+use tidegate_core::limit::Settings;
+use tidegate_core::port::{Catalogue, Entropy, QuerySnapshot, QuerySource, SourceError, Statement};
+use tidegate_core::principal::{Owner, Principal};
+use tidegate_core::time::{Clock, Moment};
+use tidegate_frame::ndjson::{RowEncoder, schema_fingerprint};
+use tidegate_frame::prefix::PrefixHasher;
+use tidegate_lease::audit::{AuditEvent, Auditor, CloseReason};
+use tidegate_lease::capacity::{Capacity, CapacityBounds, CapacityScope, Slot};
+use tidegate_lease::cursor::{CursorBounds, CursorEnd, CursorKey, CursorTable, Found};
+use tidegate_lease::frozen::SettingsCell;
+use tidegate_lease::machine::{Command, LeaseMachine, MachineBounds, Outcome};
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::error::{CancelError, Draining, LeasesExhausted, OpenError, ResumeError, SourceNotReady};
+use crate::feed::{Feed, Recipe, Sought};
+use crate::leased::{LeaseEnd, Leased, Seat, Signal};
+use crate::reader::{Reader, millis};
+use crate::request::{LeaseInfo, OpenRequest, ResumeRequest};
+use crate::statement;
+use crate::stream::QueryStream;
+
+mod drain;
+mod expiry;
+
+/// What the service is made of.
+pub struct QueryParts {
+    /// The databases by name.
+    pub sources: BTreeMap<String, Arc<dyn QuerySource>>,
+    /// The settings, shared with whoever changes them.
+    pub settings: Arc<SettingsCell>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub entropy: Arc<dyn Entropy>,
+    /// The audit trail.
+    pub auditor: Auditor,
+}
+
+/// Query-result streams. Cheap to clone; all clones are one service. It spawns onto the tokio runtime that it is made in.
+#[derive(Clone)]
+pub struct QueryService {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    sources: BTreeMap<String, Arc<dyn QuerySource>>,
+    settings: Arc<SettingsCell>,
+    pub(crate) clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    pub(crate) auditor: Auditor,
+    stream_slots: Arc<Capacity>,
+    lease_slots: Arc<Capacity>,
+    machine: Mutex<LeaseMachine<LeaseId>>,
+    cursors: Mutex<CursorTable<Arc<Leased>>>,
+    leases: Mutex<HashMap<LeaseId, Arc<Leased>>>,
+    /// A deadline may have come nearer.
+    rearm: Arc<Notify>,
+    draining: AtomicBool,
+    stopped: watch::Sender<bool>,
+    /// Readers that have not said farewell yet.
+    readers: watch::Sender<usize>,
+}
+
+impl QueryService {
+    /// A service over these parts. Must be called in a tokio runtime: it spawns the task that expires leases.
+    #[must_use]
+    pub fn new(parts: QueryParts) -> Self {
+        let settings = parts.settings.freeze();
+        let inner = Arc::new(Inner {
+            sources: parts.sources,
+            clock: parts.clock,
+            entropy: parts.entropy,
+            auditor: parts.auditor,
+            stream_slots: Capacity::new(stream_bounds(&settings)),
+            lease_slots: Capacity::new(lease_bounds(&settings)),
+            settings: parts.settings,
+            machine: Mutex::new(LeaseMachine::new(MachineBounds::default())),
+            cursors: Mutex::new(CursorTable::new(CursorBounds::default())),
+            leases: Mutex::new(HashMap::new()),
+            rearm: Arc::new(Notify::new()),
+            draining: AtomicBool::new(false),
+            stopped: watch::Sender::new(false),
+            readers: watch::Sender::new(0),
+        });
+        expiry::spawn(&inner);
+        Self { inner }
+    }
+
+    /// Opens a stream: pins a snapshot, checks and describes the statement, and begins to read. Cost: one connection to the
+    /// source and one round of catalogue look-ups. On an error nothing is held.
+    pub async fn open(&self, who: &Principal, request: OpenRequest) -> Result<QueryStream, OpenError> {
+        self.inner.open(who, request).await
+    }
+
+    /// Goes on with a stream after a prefix that the caller holds. From memory if the prefix ends within the kept rows
+    /// (`stream.keep_bytes`); else the statement is run again on the pinned snapshot and its first rows are hashed.
+    /// On an error nothing has changed: a reader that was there before goes on.
+    pub async fn resume(&self, who: &Principal, request: ResumeRequest) -> Result<QueryStream, ResumeError> {
+        self.inner.resume(who, request).await
+    }
+
+    /// Ends a stream for good and frees what it holds. Idempotent while the cursor is remembered (10 minutes).
+    #[allow(clippy::unused_async, reason = "a transport awaits all three operations alike")]
+    pub async fn cancel(&self, who: &Principal, cursor: &CursorToken) -> Result<(), CancelError> {
+        let found = self.inner.cursors.lock().find(cursor, &who.owner);
+        match found {
+            Found::Live(leased) => {
+                self.inner.end(&leased, LeaseEnd::Cancelled);
+                Ok(())
+            }
+            Found::Ended(_) => Ok(()),
+            Found::NotFound => Err(CancelError::CursorNotFound),
+        }
+    }
+
+    /// The caller's own leases, oldest first.
+    #[must_use]
+    pub fn leases(&self, who: &Principal) -> Vec<LeaseInfo> {
+        self.inner.leases_of(&who.owner)
+    }
+
+    /// Whether every source answers, each within two seconds.
+    pub async fn ready(&self) -> Result<(), SourceNotReady> {
+        for (name, source) in &self.inner.sources {
+            let deadline = self.inner.clock.now().after(Duration::from_secs(2));
+            let cause = tokio::select! {
+                answer = source.ping() => match answer {
+                    Ok(()) => continue,
+                    Err(error) => Some(error),
+                },
+                () = self.inner.clock.sleep_until(deadline) => None,
+            };
+            return Err(SourceNotReady { name: name.as_str().into(), cause });
+        }
+        Ok(())
+    }
+
+    /// The settings that new streams open with.
+    #[must_use]
+    pub fn settings(&self) -> &Arc<SettingsCell> {
+        &self.inner.settings
+    }
+
+    /// Takes no new streams from now on, lets the running ones go on for `limits.drain_ms`, then gives them their end line
+    /// and ends every lease. Returns when all readers have been told or have not taken it within two seconds.
+    pub async fn drain(&self) {
+        self.inner.drain().await;
+    }
+}
+
+impl Inner {
+    async fn open(self: &Arc<Self>, who: &Principal, request: OpenRequest) -> Result<QueryStream, OpenError> {
+        if self.draining.load(Ordering::Acquire) {
+            return Err(Draining.into());
+        }
+        let settings = self.settings.freeze();
+        let source = self.source(&request.source)?;
+        check_bounds(&request, &settings)?;
+        let slot = self.stream_slot(&who.owner, &settings).inspect_err(|refused| self.refused(who, refused))?;
+        let lease_slot = self.lease_slot(&who.owner, &settings)?;
+        let id = LeaseId::draw(&*self.entropy)?;
+        let token = CursorToken::draw(&*self.entropy)?;
+        let statement = Statement { sql: request.sql.as_str().into(), parameters: request.parameters };
+        let read = statement::read(&request.sql, source.dialect());
+        let opening = async {
+            let snapshot = self.snapshot(source).await?;
+            let description = snapshot.describe(&statement).await?;
+            let judgement = match &read {
+                None => Err(statement::NotResumable::NotAPlainQuery),
+                Some(read) => {
+                    let asks = read.asks();
+                    let nothing = asks.relations.is_empty() && asks.functions.is_empty();
+                    let known = if nothing { Catalogue::default() } else { snapshot.catalogue(&asks).await? };
+                    read.judge(&known)
+                }
+            };
+            Ok::<_, SourceError>((snapshot, description, judgement))
+        };
+        let limit_ms = settings.limits_open_timeout_ms();
+        let deadline = self.clock.now().after(Duration::from_millis(limit_ms));
+        let (snapshot, description, judgement) = tokio::select! {
+            opened = opening => opened?,
+            () = self.clock.sleep_until(deadline) => return Err(OpenError::SourceTimeout { limit_ms }),
+        };
+        let encoder = Arc::new(RowEncoder::new(&description.columns, request.shape)?);
+        let recipe =
+            Recipe { snapshot: Arc::clone(&snapshot), statement, encoder, settings, clock: Arc::clone(&self.clock) };
+        let mut feed = Feed::new(recipe);
+        feed.start();
+        let signal = watch::Sender::new(Signal { epoch: Epoch::FIRST, end: None, resumes: 0 });
+        let leased = Arc::new(Leased {
+            id,
+            cursor: judgement.is_ok().then(|| CursorKey::of(&token)),
+            owner: who.owner.clone(),
+            source: request.source.into(),
+            query_hash: Sha256::digest(request.sql.as_bytes()).into(),
+            snapshot,
+            schema: schema_fingerprint(&description.columns),
+            columns: description.columns.into(),
+            not_resumable_because: judgement.err().map(|reason| reason.to_string()),
+            settings,
+            opened_at: self.clock.timestamp(),
+            feed: tokio::sync::Mutex::new(feed),
+            seat: Mutex::new(Seat { epoch: Epoch::FIRST, slot: Some(slot), left_at: None }),
+            signal,
+            sent_rows: AtomicU64::new(0),
+            completed: AtomicBool::new(false),
+            _lease_slot: lease_slot,
+        });
+        if !self.register(&leased, &token) {
+            let (limit, current) = (settings.limits_lease_max_global(), self.leases.lock().len() as u64);
+            return Err(LeasesExhausted { limit, current, setting: "limits.lease_max_global" }.into());
+        }
+        metrics::counter!("tidegate_stream_opened_total", "kind" => "open").increment(1);
+        self.auditor.emit(
+            Some(&who.owner),
+            AuditEvent::StreamOpened {
+                lease: id,
+                source: Arc::clone(&leased.source),
+                snapshot: leased.snapshot.id().clone(),
+                query_hash: leased.query_hash,
+                from_row: 0,
+            },
+        );
+        let cursor = leased.cursor.map(|_| token);
+        Ok(self.read(leased, cursor, Epoch::FIRST, PrefixHasher::new(), who))
+    }
+
+    async fn resume(self: &Arc<Self>, who: &Principal, request: ResumeRequest) -> Result<QueryStream, ResumeError> {
+        if self.draining.load(Ordering::Acquire) {
+            return Err(Draining.into());
+        }
+        let found = self.cursors.lock().find(&request.cursor, &who.owner);
+        let leased = match found {
+            Found::Live(leased) => leased,
+            Found::Ended(CursorEnd::Cancelled) => return Err(ResumeError::Cancelled),
+            Found::Ended(_) => return Err(ResumeError::SnapshotExpired(None)),
+            Found::NotFound => return Err(ResumeError::CursorNotFound),
+        };
+        let rows = request.rows;
+        // The prefix is proved before the present reader is fenced: a wrong resume must not hurt it.
+        let mut signal = leased.signal.subscribe();
+        let _aside = leased.step_aside();
+        let mut feed = tokio::select! {
+            feed = leased.feed.lock() => feed,
+            end = ended(&mut signal) => return Err(end.into()),
+        };
+        let sought = tokio::select! {
+            biased;
+            end = ended(&mut signal) => return Err(end.into()),
+            sought = feed.seek(rows, &request.prefix_hash) => sought,
+        };
+        let (hasher, from_memory) = match sought {
+            Sought::Found { hasher, from_memory } => (hasher, from_memory),
+            Sought::Mismatch => {
+                metrics::counter!("tidegate_stream_resume_refused_total", "reason" => "prefix_hash_mismatch")
+                    .increment(1);
+                return Err(ResumeError::PrefixHashMismatch { rows });
+            }
+            Sought::Gone(error) if matches!(*error, SourceError::SnapshotLost(_)) => {
+                return Err(ResumeError::SnapshotExpired(Some(error)));
+            }
+            Sought::Gone(error) => return Err(ResumeError::Source(error)),
+        };
+        let epoch = self.take_over(&leased, who)?;
+        leased.completed.store(false, Ordering::Release);
+        let kind = if from_memory { "resume_from_memory" } else { "resume_from_snapshot" };
+        metrics::counter!("tidegate_stream_opened_total", "kind" => kind).increment(1);
+        self.auditor.emit(
+            Some(&who.owner),
+            AuditEvent::StreamOpened {
+                lease: leased.id,
+                source: Arc::clone(&leased.source),
+                snapshot: leased.snapshot.id().clone(),
+                query_hash: leased.query_hash,
+                from_row: rows,
+            },
+        );
+        drop(feed);
+        Ok(self.read(Arc::clone(&leased), Some(request.cursor), epoch, hasher, who))
+    }
+
+    /// Gives the lease to a new reader: the next epoch, and the slot of the reader before, if it still holds one.
+    fn take_over(&self, leased: &Arc<Leased>, who: &Principal) -> Result<Epoch, ResumeError> {
+        let settings = self.settings.freeze();
+        let mut seat = leased.seat.lock();
+        let was_read = seat.slot.is_some();
+        if !was_read {
+            let slot = self.stream_slot(&who.owner, &settings).inspect_err(|refused| self.refused(who, refused))?;
+            seat.slot = Some(slot);
+        }
+        let Some(epoch) = self.fence(leased, Duration::MAX) else {
+            // It ended between the look-up and here.
+            seat.slot = None;
+            return Err(ResumeError::SnapshotExpired(None));
+        };
+        seat.epoch = epoch;
+        seat.left_at = None;
+        drop(seat);
+        leased.signal.send_modify(|signal| signal.epoch = epoch);
+        if was_read {
+            let fenced = Epoch::new(epoch.get().saturating_sub(1));
+            self.auditor.emit(Some(&who.owner), AuditEvent::LeaseFenced { lease: leased.id, epoch: fenced });
+        }
+        Ok(epoch)
+    }
+
+    /// The next epoch of a lease that has not ended. A reader's epoch has no deadline: it is renewed while it is read, and
+    /// when the reader leaves, an epoch without a reader begins that has the TTL.
+    fn fence(&self, leased: &Leased, ttl: Duration) -> Option<Epoch> {
+        let now = self.clock.now();
+        let mut machine = self.machine.lock();
+        machine.find(now, &leased.id)?;
+        let fence = Command::Fence { resource: leased.id, holder: leased.owner.clone(), ttl };
+        match machine.apply(now, fence) {
+            Outcome::Acquired { epoch, .. } => Some(epoch),
+            _ => None,
+        }
+    }
+
+    fn read(
+        self: &Arc<Self>,
+        leased: Arc<Leased>,
+        cursor: Option<CursorToken>,
+        epoch: Epoch,
+        hasher: PrefixHasher,
+        who: &Principal,
+    ) -> QueryStream {
+        let (frames, stream) = mpsc::channel(1);
+        let reader = Reader {
+            service: Arc::clone(self),
+            signal: leased.signal.subscribe(),
+            leased,
+            cursor,
+            epoch,
+            frames,
+            from_row: hasher.rows(),
+            hasher,
+            token_expires_at: who.token_expires_at,
+        };
+        let present = Present::new(Arc::clone(self));
+        tokio::spawn(async move {
+            let _present = present;
+            reader.run().await;
+        });
+        QueryStream::new(stream)
+    }
+
+    /// The reader of this epoch is gone. Its slot is free, unless a later reader has taken it over; the lease lives on
+    /// for its TTL, or ends now if nobody could resume it.
+    pub(crate) fn leave(&self, leased: &Arc<Leased>, epoch: Epoch) {
+        {
+            let mut seat = leased.seat.lock();
+            if seat.epoch != epoch {
+                return;
+            }
+            seat.slot = None;
+            seat.left_at = Some(self.clock.now());
+            let ttl = Duration::from_millis(leased.settings.stream_snapshot_ttl_ms());
+            if let Some(vacant) = self.fence(leased, ttl) {
+                seat.epoch = vacant;
+            }
+        }
+        if leased.cursor.is_none() {
+            self.end(leased, LeaseEnd::Expired);
+            return;
+        }
+        self.rearm.notify_one();
+        if leased.completed.load(Ordering::Acquire) {
+            // Where every row is in memory the database need not hold the snapshot for a resume that may never come.
+            let leased = Arc::clone(leased);
+            tokio::spawn(async move {
+                if leased.feed.lock().await.is_whole() {
+                    leased.snapshot.close().await;
+                }
+            });
+        }
+    }
+
+    /// Ends a lease: for its reader, for its cursor, and for the database. Idempotent.
+    fn end(&self, leased: &Arc<Leased>, end: LeaseEnd) {
+        if self.leases.lock().remove(&leased.id).is_none() {
+            return;
+        }
+        let epoch = leased.seat.lock().epoch;
+        let now = self.clock.now();
+        // It may have expired, which is how it came here.
+        let _released = self.machine.lock().apply(now, Command::Release { resource: leased.id, epoch });
+        if let Some(cursor) = &leased.cursor {
+            let why = if end == LeaseEnd::Cancelled { CursorEnd::Cancelled } else { CursorEnd::Expired };
+            self.cursors.lock().end_key(cursor, why, now);
+        }
+        leased.end(end);
+        metrics::gauge!("tidegate_lease_held").decrement(1.0);
+        let leased = Arc::clone(leased);
+        tokio::spawn(async move { leased.close().await });
+    }
+
+    /// Makes a lease known. `false` (and nothing known) where the machine or the table of cursors is full, which their
+    /// bounds, being those of the lease slots' setting, rule out; or where random bits came twice.
+    fn register(&self, leased: &Arc<Leased>, token: &CursorToken) -> bool {
+        let (resource, now) = (leased.id, self.clock.now());
+        let acquire = Command::Acquire { resource, holder: leased.owner.clone(), ttl: Duration::MAX };
+        if !matches!(self.machine.lock().apply(now, acquire), Outcome::Acquired { .. }) {
+            return false;
+        }
+        if leased.cursor.is_some() {
+            let inserted = self.cursors.lock().insert(token, &leased.owner, Arc::clone(leased));
+            if inserted.is_err() {
+                let _released = self.machine.lock().apply(now, Command::Release { resource, epoch: Epoch::FIRST });
+                return false;
+            }
+        }
+        self.leases.lock().insert(resource, Arc::clone(leased));
+        metrics::gauge!("tidegate_lease_held").increment(1.0);
+        true
+    }
+
+    fn source(&self, name: &str) -> Result<&Arc<dyn QuerySource>, OpenError> {
+        self.sources.get(name).ok_or_else(|| {
+            let known: Vec<&str> = self.sources.keys().map(String::as_str).collect();
+            OpenError::UnknownSource { name: name.into(), known: known.join(", ").into() }
+        })
+    }
+
+    /// A snapshot; where the source's connections are all held, one that a finished stream still pins is given up first.
+    async fn snapshot(&self, source: &Arc<dyn QuerySource>) -> Result<Arc<dyn QuerySnapshot>, SourceError> {
+        match source.open().await {
+            Err(SourceError::ConnectionsExhausted { limit }) => {
+                let Some(leased) = self.give_up_finished(None) else {
+                    return Err(SourceError::ConnectionsExhausted { limit });
+                };
+                leased.close().await;
+                source.open().await
+            }
+            opened => opened,
+        }
+    }
+
+    fn stream_slot(
+        &self,
+        owner: &Owner,
+        settings: &Settings,
+    ) -> Result<Slot, tidegate_lease::capacity::CapacityExhausted> {
+        self.stream_slots.set_bounds(stream_bounds(settings));
+        self.stream_slots.try_acquire(owner)
+    }
+
+    fn lease_slot(&self, owner: &Owner, settings: &Settings) -> Result<Slot, OpenError> {
+        self.lease_slots.set_bounds(lease_bounds(settings));
+        loop {
+            let refused = match self.lease_slots.try_acquire(owner) {
+                Ok(slot) => return Ok(slot),
+                Err(refused) => refused,
+            };
+            let (whose, setting) = match refused.scope {
+                CapacityScope::Global => (None, "limits.lease_max_global"),
+                CapacityScope::Owner => (Some(owner), "limits.lease_max_per_principal"),
+            };
+            // Its slot is free when the last reference goes: wait for that only if it is the last one now.
+            match self.give_up_finished(whose).map(Arc::try_unwrap) {
+                Some(Ok(leased)) => drop(leased),
+                _ => return Err(LeasesExhausted { limit: refused.limit, current: refused.current, setting }.into()),
+            }
+        }
+    }
+
+    /// Ends the lease whose stream was completed, and left, longest ago. Nobody's unfinished stream is given up.
+    fn give_up_finished(&self, owner: Option<&Owner>) -> Option<Arc<Leased>> {
+        let oldest = {
+            let leases = self.leases.lock();
+            leases
+                .values()
+                .filter(|leased| owner.is_none_or(|owner| leased.owner == *owner))
+                .filter(|leased| leased.completed.load(Ordering::Acquire) && !leased.is_read())
+                .min_by_key(|leased| leased.seat.lock().left_at)
+                .cloned()
+        }?;
+        self.end(&oldest, LeaseEnd::Expired);
+        Some(oldest)
+    }
+
+    fn refused(&self, who: &Principal, refused: &tidegate_lease::capacity::CapacityExhausted) {
+        let scope = match refused.scope {
+            CapacityScope::Global => "global",
+            CapacityScope::Owner => "principal",
+        };
+        metrics::counter!("tidegate_stream_refused_total", "scope" => scope).increment(1);
+        self.auditor.emit(
+            Some(&who.owner),
+            AuditEvent::StreamClosed {
+                lease: None,
+                reason: CloseReason::CapacityRefused,
+                rows: 0,
+                bytes: 0,
+                from_row: 0,
+                duration_ms: 0,
+            },
+        );
+    }
+
+    fn leases_of(&self, owner: &Owner) -> Vec<LeaseInfo> {
+        let now = self.clock.now();
+        let mut mine: Vec<Arc<Leased>> =
+            self.leases.lock().values().filter(|leased| leased.owner == *owner).cloned().collect();
+        mine.sort_by_key(|leased| (leased.opened_at, leased.id));
+        mine.iter()
+            .map(|leased| {
+                let seat = leased.seat.lock();
+                let ttl = Duration::from_millis(leased.settings.stream_snapshot_ttl_ms());
+                let idle = seat.left_at.map_or(Duration::ZERO, |left: Moment| now.saturating_since(left));
+                LeaseInfo {
+                    lease: leased.id,
+                    source: leased.source.to_string(),
+                    snapshot: leased.snapshot.id().clone(),
+                    reading: seat.slot.is_some(),
+                    resumable: leased.cursor.is_some(),
+                    epoch: seat.epoch.get(),
+                    rows: leased.sent_rows.load(Ordering::Relaxed),
+                    opened_at: leased.opened_at,
+                    expires_in_ms: millis(ttl.saturating_sub(idle)),
+                }
+            })
+            .collect()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The expiry task finds the service gone and ends.
+        self.rearm.notify_one();
+    }
+}
+
+/// Counts a reader until its task ends, however it ends.
+struct Present {
+    service: Arc<Inner>,
+}
+
+impl Present {
+    fn new(service: Arc<Inner>) -> Self {
+        service.readers.send_modify(|count| *count += 1);
+        metrics::gauge!("tidegate_stream_readers").increment(1.0);
+        Self { service }
+    }
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.service.readers.send_modify(|count| *count -= 1);
+        metrics::gauge!("tidegate_stream_readers").decrement(1.0);
+    }
+}
+
+/// Resolves when the lease has ended.
+async fn ended(signal: &mut watch::Receiver<Signal>) -> LeaseEnd {
+    match signal.wait_for(|signal| signal.end.is_some()).await.map(|signal| signal.end) {
+        Ok(Some(end)) => end,
+        // The lease's state is gone, and so is the lease.
+        Ok(None) | Err(_) => LeaseEnd::Expired,
+    }
+}
+
+impl From<LeaseEnd> for ResumeError {
+    fn from(end: LeaseEnd) -> Self {
+        match end {
+            LeaseEnd::Cancelled => Self::Cancelled,
+            LeaseEnd::Expired => Self::SnapshotExpired(None),
+            LeaseEnd::Draining => Self::Draining(Draining),
+        }
+    }
+}
+
+fn check_bounds(request: &OpenRequest, settings: &Settings) -> Result<(), OpenError> {
+    let (bytes, limit_bytes) = (request.sql.len() as u64, settings.limits_sql_max_bytes());
+    if bytes > limit_bytes {
+        return Err(OpenError::SqlTooLarge { bytes, limit_bytes });
+    }
+    let (given, limit) = (request.parameters.len() as u64, settings.limits_parameter_max());
+    if given > limit {
+        return Err(OpenError::TooManyParameters { given, limit });
+    }
+    Ok(())
+}
+
+fn stream_bounds(settings: &Settings) -> CapacityBounds {
+    CapacityBounds { global: settings.stream_max_global(), per_owner: settings.stream_max_per_principal() }
+}
+
+fn lease_bounds(settings: &Settings) -> CapacityBounds {
+    CapacityBounds { global: settings.limits_lease_max_global(), per_owner: settings.limits_lease_max_per_principal() }
+}

@@ -1,0 +1,48 @@
+//! The reader's end of a stream: a bounded channel of frames. It holds one frame; the reader's pace is the source's pace.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use tidegate_frame::ndjson::{EndLine, ErrorLine, OpenLine};
+use tokio::sync::mpsc;
+
+/// A part of a stream, in the order `Open`, `Rows`*, `Error`?, `End`.
+#[derive(Debug, Clone)]
+pub enum Frame {
+    /// The first.
+    Open(OpenLine),
+    /// One or more whole row lines, each with its newline.
+    Rows(Bytes),
+    /// Something went wrong; `End` with status `failed` follows.
+    Error(ErrorLine),
+    /// The last.
+    End(EndLine),
+}
+
+/// A stream of frames. It ends after [`Frame::End`]; if it ends before, the reader had stalled even over its end line: a
+/// transport must then break the connection rather than end the body in good order. Dropping it tells the service
+/// that the reader is gone: the slot is free at once, the cursor lives on.
+#[derive(Debug)]
+pub struct QueryStream {
+    frames: mpsc::Receiver<Frame>,
+}
+
+impl QueryStream {
+    pub(crate) fn new(frames: mpsc::Receiver<Frame>) -> Self {
+        Self { frames }
+    }
+
+    /// The next frame. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Frame> {
+        self.frames.recv().await
+    }
+}
+
+impl futures::Stream for QueryStream {
+    type Item = Frame;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Frame>> {
+        self.frames.poll_recv(context)
+    }
+}
