@@ -179,6 +179,20 @@ mod tests {
     }
 
     #[test]
+    fn cargo_deny_is_told_the_same() {
+        let deny = std::fs::read_to_string(workspace::root().join("deny.toml")).unwrap();
+        let licences: Vec<&str> = deny
+            .split_once("\nallow = [")
+            .and_then(|(_, rest)| rest.split_once(']'))
+            .map(|(list, _)| list.split('"').skip(1).step_by(2).filter(|name| !name.contains(" WITH ")).collect())
+            .unwrap();
+        assert_eq!(licences, ALLOWED);
+        for name in BANNED.iter().map(|(name, _)| name).chain(&SINGLE) {
+            assert!(deny.contains(&format!("crate = \"{name}\"")), "{name} is not in deny.toml");
+        }
+    }
+
+    #[test]
     fn packages_from_elsewhere_are_refused() {
         for source in ["git+https://example.com/a", "registry+https://example.com/index", "a local path"] {
             let bad = Package { source: Some(source.to_owned()), ..package("a", "1.0.0") };

@@ -15,6 +15,7 @@ use crate::workspace;
 
 /// The account that runs servers when we are root; Debian's package makes it.
 const ACCOUNT: &str = "postgres";
+const FOLDER_PREFIX: &str = "tidegate-postgres-";
 /// The port is found free, then given to the server; between the two somebody else may take it.
 const START_ATTEMPTS: u32 = 5;
 
@@ -137,7 +138,7 @@ fn as_account(program: PathBuf, folder: &Path, account: Option<(u32, u32)>) -> P
 fn start(registry: &Path) -> anyhow::Result<(String, Started)> {
     let programs = postgres_programs().context("no PostgreSQL here: run `cargo xtask services install`")?;
     let account = if is_root()? { Some(account()?) } else { None };
-    let folder = tempfile::Builder::new().prefix("tidegate-postgres-").tempdir()?;
+    let folder = tempfile::Builder::new().prefix(FOLDER_PREFIX).tempdir()?;
     if let Some((user, group)) = account {
         std::os::unix::fs::chown(folder.path(), Some(user), Some(group))?;
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700))?;
@@ -147,7 +148,7 @@ fn start(registry: &Path) -> anyhow::Result<(String, Started)> {
     output(initdb.arg("-D").arg(&data).args(["-U", ACCOUNT, "-A", "trust", "-E", "UTF8", "--no-sync"]))?;
     let port = start_on_a_free_port(&programs, folder.path(), &data, account)?;
     let id = folder.path().file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let id = id.trim_start_matches("tidegate-postgres-").to_owned();
+    let id = id.trim_start_matches(FOLDER_PREFIX).to_owned();
     let url = format!("postgres://{ACCOUNT}@127.0.0.1:{port}/postgres");
     let started = Started { folder: folder.keep(), url };
     fs::create_dir_all(registry)?;
@@ -185,6 +186,8 @@ fn stop(registry: &Path, id: &str) -> anyhow::Result<()> {
     let note = registry.join(format!("{id}.json"));
     let text = fs::read(&note).with_context(|| format!("no server `{id}`: see `cargo xtask services list`"))?;
     let started: Started = serde_json::from_slice(&text).with_context(|| format!("reading {}", note.display()))?;
+    let name = started.folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    ensure!(name == format!("{FOLDER_PREFIX}{id}"), "{} names a folder that is not its own", note.display());
     if started.folder.join("data/postmaster.pid").exists() {
         let programs = postgres_programs().context("no PostgreSQL here, so there is no pg_ctl to stop it with")?;
         let account = if is_root()? { Some(account()?) } else { None };
@@ -240,11 +243,15 @@ mod tests {
     #[test]
     fn stopping_a_dead_server_clears_its_folder_and_its_note() {
         let registry = tempfile::tempdir().unwrap();
-        let folder = tempfile::tempdir().unwrap().keep();
-        let note = registry.path().join("abc.json");
+        let folder = registry.path().join(format!("{FOLDER_PREFIX}abc"));
+        fs::create_dir(&folder).unwrap();
+        let note = |id: &str| registry.path().join(format!("{id}.json"));
         let started = Started { folder: folder.clone(), url: "postgres://x".to_owned() };
-        fs::write(&note, serde_json::to_vec(&started).unwrap()).unwrap();
+        for id in ["abc", "other"] {
+            fs::write(note(id), serde_json::to_vec(&started).unwrap()).unwrap();
+        }
+        assert!(stop(registry.path(), "other").is_err(), "the folder is not its own");
         stop(registry.path(), "abc").unwrap();
-        assert!(!folder.exists() && !note.exists());
+        assert!(!folder.exists() && !note("abc").exists() && note("other").exists());
     }
 }
