@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 
 use crate::workspace::{self, Workspace};
-use crate::{deps, floors, tidy};
+use crate::{Reported, deps, floors, tidy};
 use count::Count;
 
 /// The demo tells its story in seconds; a demo that hangs must not hang the pipeline.
@@ -78,7 +78,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for (index, step) in chosen.iter().enumerate() {
         println!("\n=== {}/{} {}: {}", index + 1, chosen.len(), step.name, step.shown);
         let since = Instant::now();
-        (step.run)(&workspace).with_context(|| format!("step `{}` failed: {}", step.name, step.shown))?;
+        (step.run)(&workspace).map_err(|error| match error.is::<Reported>() {
+            true => error,
+            false => error.context(format!("step `{}` failed: {}", step.name, step.shown)),
+        })?;
         // The tests' count stays the last line.
         if step.name != "test" {
             println!(
@@ -172,12 +175,16 @@ fn test(workspace: &Workspace) -> anyhow::Result<()> {
         // It did not compile, or a test program died before it could count.
         count.failed = 1;
     }
-    std::io::stderr().flush()?;
-    println!("\n{count}");
-    if count.skipped > 0 {
-        bail!("{} test(s) skipped: nothing may be", count.skipped);
+    let problem = match (status.success(), count.skipped) {
+        (false, _) => Some(status.to_string()),
+        (true, 1..) => Some(format!("{} test(s) skipped, and none may be", count.skipped)),
+        (true, 0) => None,
+    };
+    if let Some(problem) = &problem {
+        eprintln!("error: step `test` failed: {problem}");
     }
-    succeed(status)
+    println!("\n{count}");
+    if problem.is_some() { Err(Reported.into()) } else { Ok(()) }
 }
 
 /// Runs a test command, passes its output through and sums what its programs count.

@@ -52,12 +52,25 @@ fn main() -> std::process::ExitCode {
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) if error.is::<Reported>() => std::process::ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
             std::process::ExitCode::FAILURE
         }
     }
 }
+
+/// The failure was told already, and something else had to be the last line.
+#[derive(Debug)]
+struct Reported;
+
+impl std::fmt::Display for Reported {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("failed, as reported")
+    }
+}
+
+impl std::error::Error for Reported {}
 
 /// Turns a list of findings into one error that shows them all.
 fn refuse(what: &str, findings: &[String]) -> anyhow::Result<()> {

@@ -31,13 +31,14 @@ pub(super) fn check(project: &Project, found: &mut Vec<Finding>) {
                 && !is_for_tests(&for_tests, &file.path)
         });
         let product = library && project.package_of(&file.path).is_some_and(|package| package.product);
-        let has_library = project
+        // A package with a program talks to a person; one without talks to its caller.
+        let program = project
             .package_of(&file.path)
-            .is_some_and(|package| project.file(&format!("{}/src/lib.rs", package.folder)).is_some());
+            .is_some_and(|package| project.file(&format!("{}/src/main.rs", package.folder)).is_some());
         if product {
             unwraps(file, tokens, found);
         }
-        if library && has_library {
+        if library && !program {
             prints(file, tokens, found);
         }
     }
@@ -176,7 +177,9 @@ mod tests {
     #[test]
     fn printing_in_a_library_is_refused() {
         assert_eq!(broken_by("fn a() { println!(\"b\"); }"), ["print"]);
-        assert!(broken(&[("crates/one/src/main.rs", "//! A.\nfn main() { println!(\"b\"); }\n")]).is_empty());
+        let main = ("crates/one/src/main.rs", "//! A.\nfn main() { println!(\"b\"); }\n");
+        assert!(broken(&[main]).is_empty());
+        assert!(broken(&[main, LIBRARY, ("crates/one/src/a.rs", main.1)]).is_empty());
         assert!(broken(&[LIBRARY, ("crates/one/build.rs", "//! A.\nfn main() { println!(\"b\"); }\n")]).is_empty());
     }
 

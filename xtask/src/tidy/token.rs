@@ -115,12 +115,25 @@ fn says_test(attribute: &TokenStream) -> bool {
     let word = |tree: &TokenTree, wanted: &str| matches!(tree, TokenTree::Ident(word) if word == wanted);
     match trees.as_slice() {
         [first, TokenTree::Group(condition)] if word(first, "cfg") => {
-            let inside = condition.stream().to_string();
-            let words: Vec<&str> = inside.split(|letter: char| !letter.is_alphanumeric() && letter != '_').collect();
-            words.contains(&"test") && !words.contains(&"not")
+            needs_test(condition.stream().into_iter().collect::<Vec<_>>().as_slice())
         }
         [.., last] if word(last, "test") => true,
         [.., last, TokenTree::Group(_)] if word(last, "test") => true,
+        _ => false,
+    }
+}
+
+/// Whether a condition of `cfg` holds only when `test` does.
+fn needs_test(condition: &[TokenTree]) -> bool {
+    match condition {
+        [TokenTree::Ident(word)] => word == "test",
+        [TokenTree::Ident(word), TokenTree::Group(group)] => {
+            let trees: Vec<TokenTree> = group.stream().into_iter().collect();
+            let mut parts = trees
+                .split(|tree| matches!(tree, TokenTree::Punct(punct) if punct.as_char() == ','))
+                .filter(|part| !part.is_empty());
+            (word == "all" && parts.clone().any(needs_test)) || (word == "any" && parts.all(needs_test))
+        }
         _ => false,
     }
 }
@@ -146,7 +159,10 @@ mod tests {
         assert_eq!(tested_words("struct S { #[cfg(test)] x_a: u8, x_c: u8 }"), ["x_a"]);
         assert_eq!(tested_words("#[cfg(test)] fn x_a<A, B>() {} fn x_c() {}"), ["x_a"]);
         assert_eq!(tested_words("#![cfg(test)] fn x_a() {}"), ["x_a"]);
-        assert!(tested_words("#[cfg(not(test))] fn x_c() {}").is_empty());
+        assert_eq!(tested_words("#[cfg(all(test, not(loom)))] fn x_a() {} fn x_c() {}"), ["x_a"]);
+        for condition in ["not(test)", "any(test, loom)", "feature = \"test\"", "all(loom, unix)", "loom"] {
+            assert!(tested_words(&format!("#[cfg({condition})] fn x_c() {{}}")).is_empty(), "{condition}");
+        }
         assert!(tested_words("#[derive(Debug)] struct S { x_c: u8 }").is_empty());
     }
 
