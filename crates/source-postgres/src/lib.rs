@@ -1,1 +1,21 @@
 #![doc = include_str!("../README.md")]
+#![allow(clippy::disallowed_methods, reason = "floor 4: connections live in real time")]
+
+mod array;
+mod catalogue;
+mod config;
+mod describe;
+mod error;
+mod guard;
+mod parameter;
+mod session;
+mod shape;
+mod snapshot;
+mod socket;
+mod source;
+mod stream;
+mod tls;
+mod value;
+
+pub use config::{ConfigError, PostgresConfig};
+pub use source::PostgresSource;

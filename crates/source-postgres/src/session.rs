@@ -1,0 +1,244 @@
+//! One connection with one pinned snapshot: what is in flight on it, and how it comes back after an error or after its user
+//! went away. It never gives a connection back to anybody: a function in a query may have changed the session.
+//!
+//! ```text
+//! BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;  SELECT pg_current_snapshot();  SAVEPOINT
+//!   describe: DECLARE ... CURSOR FOR <statement>;  RELEASE SAVEPOINT;  SAVEPOINT     (keeps the locks on the tables)
+//!   stream:   FETCH FORWARD n, until it gives less than n
+//!   after an error, a run, or a caller that went away:  ROLLBACK TO SAVEPOINT;  CLOSE ALL
+//! ```
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tidegate_core::id::SnapshotId;
+use tidegate_core::port::{Cause, SourceError};
+use tokio::runtime::Handle;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, Error, SimpleQueryMessage};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::describe::Prepared;
+use crate::error::{Prefix, statement_failed, unavailable};
+use crate::guard::RowBound;
+use crate::socket::{self, Address, Driving};
+
+/// A cancel request must be handled in this time; else it is given up.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
+/// What was in flight must have ended in this time after a cancel request; else the connection is given up.
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(10);
+
+const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
+                     SELECT pg_catalog.pg_current_snapshot()::text; SAVEPOINT tidegate";
+const RESTORE: &str = "ROLLBACK TO SAVEPOINT tidegate; CLOSE ALL";
+
+/// A connection, not yet in use for anything.
+pub(crate) struct Link {
+    pub(crate) client: Client,
+    pub(crate) bound: RowBound,
+    address: Address,
+    tls: MakeRustlsConnect,
+    driving: JoinHandle<()>,
+    /// Why the connection ended, once it has.
+    ended: Arc<Mutex<Option<Error>>>,
+}
+
+impl Link {
+    pub(crate) fn new(
+        client: Client,
+        driving: Driving,
+        address: Address,
+        tls: MakeRustlsConnect,
+        bound: RowBound,
+    ) -> Self {
+        let ended = Arc::new(Mutex::new(None));
+        let task = Arc::clone(&ended);
+        let driving = tokio::spawn(async move {
+            if let Err(error) = driving.await {
+                *task.lock() = Some(error);
+            }
+        });
+        Self { client, bound, address, tls, driving, ended }
+    }
+
+    /// Why a request on this connection failed, in the words of what ended the connection.
+    fn failure(&self, error: Error, prefix: Prefix) -> SourceError {
+        if error.as_db_error().is_some() {
+            return statement_failed(error, prefix);
+        }
+        let cause: Cause = match self.ended.lock().take() {
+            Some(ended) => ended.into(),
+            None => error.into(),
+        };
+        SourceError::SnapshotLost(Some(cause))
+    }
+
+    /// A request to cancel whatever runs on this connection, to be run as a task.
+    fn cancel(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (token, address, tls) = (self.client.cancel_token(), self.address.clone(), self.tls.clone());
+        async move {
+            let _ = tokio::time::timeout(CANCEL_TIMEOUT, socket::cancel(&token, &address, &tls)).await;
+        }
+    }
+}
+
+/// A connection with a snapshot.
+pub(crate) struct Session {
+    link: Option<Link>,
+    runtime: Handle,
+    /// A request was sent and its answer has not been read.
+    in_flight: bool,
+    /// Something ran since the savepoint was set.
+    dirty: bool,
+    /// A cancel request is under way.
+    stopping: Option<JoinHandle<()>>,
+    /// The statement that was described last, perhaps with its cursor open at the first row.
+    pub(crate) prepared: Option<Prepared>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Session {
+    /// Pins a snapshot.
+    pub(crate) async fn begin(
+        link: Link,
+        permit: OwnedSemaphorePermit,
+        runtime: Handle,
+    ) -> Result<(Self, SnapshotId), SourceError> {
+        let answers = link.client.simple_query(BEGIN).await.map_err(unavailable)?;
+        let id = answers
+            .iter()
+            .find_map(|answer| match answer {
+                SimpleQueryMessage::Row(row) => row.try_get(0).ok().flatten().map(SnapshotId::new),
+                _ => None,
+            })
+            .ok_or(SourceError::Internal(None))?;
+        let session = Self {
+            link: Some(link),
+            runtime,
+            in_flight: false,
+            dirty: false,
+            stopping: None,
+            prepared: None,
+            _permit: permit,
+        };
+        Ok((session, id))
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        self.link.as_ref().expect("a session has its connection until it is dropped")
+    }
+
+    /// Waits for the answer to what `request` sends. Its caller may go away at any moment: [`Operation`] sees to that.
+    pub(crate) async fn ask<T>(
+        &mut self,
+        prefix: Prefix,
+        request: impl AsyncFnOnce(&Client) -> Result<T, Error>,
+    ) -> Result<T, SourceError> {
+        self.sent();
+        let answer = request(&self.link().client).await;
+        self.answered();
+        answer.map_err(|error| self.link().failure(error, prefix))
+    }
+
+    /// A request is about to be sent.
+    pub(crate) fn sent(&mut self) {
+        self.dirty = true;
+        self.in_flight = true;
+    }
+
+    /// The whole answer was read.
+    pub(crate) fn answered(&mut self) {
+        self.in_flight = false;
+    }
+
+    /// As [`Link::failure`].
+    pub(crate) fn failure(&self, error: Error, prefix: Prefix) -> SourceError {
+        self.link().failure(error, prefix)
+    }
+
+    /// What ran since the savepoint may stay: it changed nothing, or the savepoint was moved behind it.
+    pub(crate) fn kept(&mut self) {
+        self.dirty = false;
+    }
+
+    /// Forgets the statement that was described last; its cursor is closed before anything else runs.
+    pub(crate) fn forget(&mut self) {
+        if self.prepared.take().is_some_and(|prepared| prepared.cursor_is_fresh) {
+            self.dirty = true;
+        }
+    }
+
+    /// Brings the connection back to the savepoint, where it is not: waits until what was in flight has ended, then rolls
+    /// back. The snapshot stays: it belongs to the transaction.
+    pub(crate) async fn restore(&mut self) -> Result<(), SourceError> {
+        if self.in_flight {
+            self.begin_cancel();
+        }
+        if !self.dirty {
+            return Ok(());
+        }
+        if let Some(prepared) = &mut self.prepared {
+            prepared.cursor_is_fresh = false;
+        }
+        let deadline = pin!(tokio::time::sleep(RESTORE_TIMEOUT));
+        let restored = async {
+            if let Some(stopping) = self.stopping.take() {
+                let _ = stopping.await;
+            }
+            // The driver reads and drops what was still to come before it reads the answer to this.
+            self.sent();
+            self.link().client.batch_execute(RESTORE).await
+        };
+        let restored = tokio::select! {
+            restored = restored => restored,
+            () = deadline => return Err(SourceError::SnapshotLost(Some("the statement before did not end".into()))),
+        };
+        self.answered();
+        // A row that was dropped for its size was one of the run that has been given up.
+        let _ = self.link().bound.take_exceeded();
+        match restored {
+            Ok(()) => {
+                self.dirty = false;
+                Ok(())
+            }
+            Err(error) => Err(self.link().failure(error, Prefix::NONE)),
+        }
+    }
+
+    fn begin_cancel(&mut self) {
+        self.in_flight = false;
+        self.dirty = true;
+        self.stopping = Some(self.runtime.spawn(self.link().cancel()));
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let Some(link) = self.link.take() else { return };
+        if !self.in_flight && self.stopping.is_none() {
+            // Without its client the driver says goodbye and closes.
+            return;
+        }
+        // The server would go on with the statement until it next writes: it is told, and the socket is closed.
+        let cancel = link.cancel();
+        self.runtime.spawn(async move {
+            cancel.await;
+            link.driving.abort();
+        });
+    }
+}
+
+/// The use of a session by one call. If the call is dropped with a request in flight, the server is asked to cancel it.
+pub(crate) struct Operation<'a>(pub(crate) &'a mut Session);
+
+impl Drop for Operation<'_> {
+    fn drop(&mut self) {
+        if self.0.in_flight {
+            self.0.begin_cancel();
+        }
+    }
+}
