@@ -1,1 +1,16 @@
 #![doc = include_str!("../README.md")]
+#![allow(clippy::disallowed_methods, reason = "a transport lives in real time")]
+
+pub mod auth;
+mod body;
+pub mod encoding;
+mod gate;
+pub mod json;
+pub mod problem;
+mod route;
+pub mod server;
+mod service;
+
+pub use auth::{AuthConfig, Authenticator, TokenConfig};
+pub use server::{BindError, HttpConfig, HttpServer, TlsConfig};
+pub use service::{ConfigView, LIMITS, MetricsText, NoConfig, Services};

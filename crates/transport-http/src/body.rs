@@ -1,0 +1,207 @@
+//! Bodies: requests read whole within a bound and a time, query streams written frame by frame. It never buffers more than
+//! the bound of the one and the present frame of the other.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
+use http::StatusCode;
+use http_body::{Body as _, Frame as HttpFrame, SizeHint};
+use http_body_util::BodyExt as _;
+use tidegate_core::limit::Settings;
+use tidegate_core::{Clock, ErrorKind, Failure, Retry};
+use tidegate_query::{Frame, QueryStream};
+
+use crate::encoding::{ContentCoding, Encoder};
+use crate::problem::Problem;
+
+/// Why a request's body was not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BodyError {
+    /// It is larger than the bound, or says that it will be.
+    #[error("the body has more than {limit_bytes} bytes (limits.body_max_bytes)")]
+    TooLarge {
+        /// The bound.
+        limit_bytes: u64,
+    },
+    /// It did not come in time.
+    #[error("the body was not there within {limit_ms} ms (limits.body_timeout_ms)")]
+    Timeout {
+        /// The bound.
+        limit_ms: u64,
+    },
+    /// The connection broke, or its framing is wrong.
+    #[error("the body broke off before its end")]
+    Incomplete,
+}
+
+impl Failure for BodyError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::TooLarge { .. } => "body_too_large",
+            Self::Timeout { .. } => "body_timeout",
+            Self::Incomplete => "body_incomplete",
+        }
+    }
+
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::TooLarge { .. } => ErrorKind::TooLarge,
+            Self::Timeout { .. } => ErrorKind::Timeout,
+            Self::Incomplete => ErrorKind::Invalid,
+        }
+    }
+
+    fn retry(&self) -> Retry {
+        match self {
+            Self::TooLarge { .. } => Retry::Never,
+            // The request never began: it is safe to send it again.
+            Self::Timeout { .. } | Self::Incomplete => Retry::Now,
+        }
+    }
+}
+
+impl From<BodyError> for Problem {
+    fn from(error: BodyError) -> Self {
+        // What is left of the body cannot be told from the next request, so the connection ends.
+        let problem = Self::of(&error).closing();
+        match error {
+            BodyError::TooLarge { limit_bytes } => problem.with("max_bytes", limit_bytes),
+            BodyError::Timeout { limit_ms } => {
+                problem.with_status(StatusCode::REQUEST_TIMEOUT).with("timeout_ms", limit_ms)
+            }
+            BodyError::Incomplete => problem,
+        }
+    }
+}
+
+/// Reads a body whole. Memory: at most `limits.body_max_bytes` and one frame.
+pub(crate) async fn read_whole(mut body: Body, settings: &Settings, clock: &dyn Clock) -> Result<Bytes, BodyError> {
+    let limit_bytes = settings.limits_body_max_bytes();
+    let too_large = BodyError::TooLarge { limit_bytes };
+    // A Content-Length beyond the bound is refused before its first byte is asked for.
+    if body.size_hint().lower() > limit_bytes {
+        return Err(too_large);
+    }
+    let limit_ms = settings.limits_body_timeout_ms();
+    let deadline = clock.now().after(Duration::from_millis(limit_ms));
+    let mut whole = BytesMut::new();
+    let read = async {
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(|_| BodyError::Incomplete)?.into_data() else { continue };
+            if (whole.len() + data.len()) as u64 > limit_bytes {
+                return Err(too_large);
+            }
+            whole.extend_from_slice(&data);
+        }
+        Ok(())
+    };
+    tokio::select! {
+        done = read => done?,
+        () = clock.sleep_until(deadline) => return Err(BodyError::Timeout { limit_ms }),
+    }
+    Ok(whole.freeze())
+}
+
+/// The stream ended without its end line: the connection must break, so that nobody takes the part for the whole.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("the stream broke off before its end line")]
+pub(crate) struct BrokenOff;
+
+/// A query stream as an HTTP body. Each frame becomes one piece of data as soon as it is there. Dropping it drops the
+/// stream, which tells the query service that the reader is gone.
+pub(crate) struct StreamBody {
+    stream: QueryStream,
+    encoder: Option<Encoder>,
+    state: State,
+}
+
+enum State {
+    Streaming,
+    /// The end line has gone out: what is left is the coding's own end, once the stream has closed.
+    Ended,
+    Done,
+}
+
+impl StreamBody {
+    pub(crate) fn new(stream: QueryStream, coding: ContentCoding) -> std::io::Result<Self> {
+        Ok(Self { stream, encoder: Encoder::new(coding)?, state: State::Streaming })
+    }
+}
+
+impl http_body::Body for StreamBody {
+    type Data = Bytes;
+    type Error = axum::BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<HttpFrame<Bytes>, axum::BoxError>>> {
+        let body = self.get_mut();
+        let piece = match body.state {
+            State::Done => return Poll::Ready(None),
+            State::Ended => {
+                body.state = State::Done;
+                let tail = body.encoder.take().map(Encoder::finish);
+                return Poll::Ready(tail.map(|tail| tail.map(HttpFrame::data).map_err(Into::into)));
+            }
+            State::Streaming => match std::task::ready!(body.stream.poll_next_unpin(context)) {
+                Some(Frame::Open(line)) => line.to_line(),
+                Some(Frame::Rows(rows)) => rows,
+                Some(Frame::Error(line)) => line.to_line(),
+                Some(Frame::End(line)) => {
+                    body.state = State::Ended;
+                    line.to_line()
+                }
+                None => {
+                    body.state = State::Done;
+                    return Poll::Ready(Some(Err(BrokenOff.into())));
+                }
+            },
+        };
+        Poll::Ready(Some(match &mut body.encoder {
+            None => Ok(HttpFrame::data(piece)),
+            Some(encoder) => encoder.encode(&piece).map(HttpFrame::data).map_err(Into::into),
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.state, State::Done) || (matches!(self.state, State::Ended) && self.encoder.is_none())
+    }
+}
+
+/// A body that keeps something alive for as long as it is being sent.
+pub(crate) struct Held<B, T> {
+    body: B,
+    _held: T,
+}
+
+impl<B, T> Held<B, T> {
+    pub(crate) fn new(body: B, held: T) -> Self {
+        Self { body, _held: held }
+    }
+}
+
+impl<B: http_body::Body + Unpin, T: Unpin> http_body::Body for Held<B, T> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<HttpFrame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,298 @@
+//! What every request passes: its route, its method, who asks, whether new work is taken; and what every answer gets: a
+//! request id, its metrics, a problem document even for a panic. It knows no route's work.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures::FutureExt as _;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use tidegate_core::{Failure as _, Principal, Scope};
+use tidegate_lease::audit::AuditEvent;
+use tracing::Instrument as _;
+
+use crate::auth::AuthError;
+use crate::json::JsonError;
+use crate::problem::{CloseAfter, Problem, ProblemCode};
+use crate::server::HEADER_MAX_BYTES;
+use crate::service::Services;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The longest request id that a client may bring along.
+const REQUEST_ID_MAX_BYTES: usize = 64;
+
+/// What the routes share.
+pub(crate) struct App {
+    pub(crate) services: Services,
+    pub(crate) draining: AtomicBool,
+    next_request: AtomicU64,
+    started_ms: i64,
+}
+
+impl App {
+    pub(crate) fn new(services: Services) -> Self {
+        let started_ms = services.clock.timestamp().unix_ms();
+        Self { services, draining: AtomicBool::new(false), next_request: AtomicU64::new(0), started_ms }
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// The client's own id where it is a harmless token, so that its log and this one can be laid side by side; else the
+    /// start of the process and a count. It is no secret and gives no right.
+    fn request_id(&self, request: &Request) -> HeaderValue {
+        let given = request.headers().get(REQUEST_ID).filter(|value| {
+            let bytes = value.as_bytes();
+            let harmless = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+            (1..=REQUEST_ID_MAX_BYTES).contains(&bytes.len()) && bytes.iter().all(harmless)
+        });
+        given.cloned().unwrap_or_else(|| {
+            let count = self.next_request.fetch_add(1, Ordering::Relaxed);
+            HeaderValue::try_from(format!("{:x}-{count:x}", self.started_ms)).expect("hexadecimal digits")
+        })
+    }
+}
+
+/// Who may use a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Everybody, without a token.
+    Open,
+    /// Everybody with a good token.
+    AnyToken,
+    /// Whose token carries the scope.
+    Scope(Scope),
+}
+
+/// A route as the gate sees it.
+#[derive(Debug)]
+pub(crate) struct Route {
+    /// As the router writes it; also the metrics' label.
+    pub(crate) template: &'static str,
+    pub(crate) access: Access,
+    /// What `Allow` says.
+    pub(crate) allow: &'static str,
+    /// Whether it begins work that a server on its way out must not begin. By method, as `allow` writes it.
+    pub(crate) new_work: Option<&'static str>,
+}
+
+/// Every route. A path that is not here is 404, a method that is not in `allow` is 405.
+pub(crate) const ROUTES: &[Route] = &[
+    Route {
+        template: "/v1/query",
+        access: Access::Scope(Scope::Query),
+        allow: "POST, OPTIONS",
+        new_work: Some("POST"),
+    },
+    Route {
+        template: "/v1/query/resume",
+        access: Access::Scope(Scope::Query),
+        allow: "POST, OPTIONS",
+        new_work: Some("POST"),
+    },
+    Route {
+        template: "/v1/query/{cursor}",
+        access: Access::Scope(Scope::Query),
+        allow: "DELETE, OPTIONS",
+        new_work: None,
+    },
+    Route { template: "/v1/leases", access: Access::Scope(Scope::Query), allow: "GET, HEAD, OPTIONS", new_work: None },
+    Route {
+        template: "/v1/config",
+        access: Access::Scope(Scope::Admin),
+        allow: "GET, HEAD, PATCH, OPTIONS",
+        new_work: Some("PATCH"),
+    },
+    Route { template: "/v1/limits", access: Access::AnyToken, allow: "GET, HEAD, OPTIONS", new_work: None },
+    Route { template: "/v1/version", access: Access::AnyToken, allow: "GET, HEAD, OPTIONS", new_work: None },
+    Route { template: "/healthz", access: Access::Open, allow: "GET, HEAD, OPTIONS", new_work: None },
+    Route { template: "/readyz", access: Access::Open, allow: "GET, HEAD, OPTIONS", new_work: None },
+    Route { template: "/metrics", access: Access::Open, allow: "GET, HEAD, OPTIONS", new_work: None },
+];
+
+/// The middleware around the router.
+pub(crate) async fn gate(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let id = app.request_id(&request);
+    let route = request.extensions().get::<MatchedPath>().and_then(|path| {
+        let path = path.as_str();
+        ROUTES.iter().find(|route| route.template == path)
+    });
+    let template = route.map_or("unknown", |route| route.template);
+    let method = method_label(request.method());
+    let version = request.version();
+    let span = tracing::info_span!("http_request", id = id.to_str().unwrap_or_default(), method, route = template);
+    // The answers of a panicking handler and of a refusing one take the same way out.
+    let answered = async {
+        let refused = match route {
+            None => Some(not_found(&request)),
+            Some(route) => admit(&app, route, &mut request).await.err(),
+        };
+        match refused {
+            Some(problem) => problem.into_response(),
+            None if *request.method() == Method::OPTIONS => options(route),
+            None => next.run(request).await,
+        }
+    };
+    let mut response = match AssertUnwindSafe(answered.instrument(span.clone())).catch_unwind().await {
+        Ok(response) => response,
+        Err(_) => {
+            // The panic hook has written what and where; here only that the process lives on.
+            tracing::error!(parent: &span, "a handler panicked");
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the server made a mistake; it is in its log")
+                .closing()
+                .into_response()
+        }
+    };
+    let code = response.extensions_mut().remove::<ProblemCode>().map(|code| code.0);
+    // HTTP/2 knows no such header; there the connection is shared and stays.
+    if response.extensions_mut().remove::<CloseAfter>().is_some() && version < Version::HTTP_2 {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response.headers_mut().insert(REQUEST_ID, id);
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    let status = response.status();
+    metrics::counter!(
+        "tidegate_http_requests_total",
+        "route" => template, "method" => method, "status" => status_class(status)
+    )
+    .increment(1);
+    if status.is_server_error() {
+        tracing::warn!(parent: &span, status = status.as_u16(), code, "answered");
+    } else {
+        tracing::debug!(parent: &span, status = status.as_u16(), code, "answered");
+    }
+    response
+}
+
+/// Lets a request through, with its principal in its extensions, or says why not.
+async fn admit(app: &App, route: &Route, request: &mut Request) -> Result<(), Problem> {
+    let head_bytes = head_bytes(request);
+    if head_bytes > HEADER_MAX_BYTES {
+        return Err(Problem::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "header_too_large",
+            format!("the request's head has {head_bytes} bytes, at most {HEADER_MAX_BYTES} are taken"),
+        )
+        .with("max_bytes", HEADER_MAX_BYTES)
+        .closing());
+    }
+    let method = request.method().as_str();
+    if !route.allow.split(", ").any(|allowed| allowed == method) {
+        return Err(Problem::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            format!("{} takes {}", route.template, route.allow),
+        )
+        .with_header(header::ALLOW, HeaderValue::from_static(route.allow)));
+    }
+    if method == "OPTIONS" {
+        return Ok(());
+    }
+    let principal = match route.access {
+        Access::Open => Principal::anonymous(),
+        Access::AnyToken | Access::Scope(_) => authorize(app, route, request.headers()).await?,
+    };
+    if route.new_work.is_some_and(|method| request.method().as_str() == method) && app.is_draining() {
+        return Err(draining());
+    }
+    if let Some(field) = first_query_parameter(request) {
+        let error = JsonError::UnknownField { field: field.into(), known: "none in the query string".into() };
+        return Err(json_problem(&error));
+    }
+    request.extensions_mut().insert(principal);
+    Ok(())
+}
+
+async fn authorize(app: &App, route: &Route, headers: &HeaderMap) -> Result<Principal, Problem> {
+    let known = app.services.auth.authenticate(headers).await;
+    let refused = match (known, route.access) {
+        (Ok(principal), Access::Scope(scope)) if !principal.scopes.contains(scope) => {
+            (AuthError::ScopeMissing { scope }, Some(principal))
+        }
+        (Ok(principal), _) => return Ok(principal),
+        (Err(error), _) => (error, None),
+    };
+    Err(refuse(app, refused.0, refused.1.as_ref()))
+}
+
+fn refuse(app: &App, error: AuthError, principal: Option<&Principal>) -> Problem {
+    metrics::counter!("tidegate_auth_refused_total", "code" => error.code()).increment(1);
+    let owner = principal.map(|principal| &principal.owner);
+    app.services.auditor.emit(owner, AuditEvent::AuthRefused { code: error.code() });
+    error.into()
+}
+
+/// The answer to new work while the server is on its way out.
+pub(crate) fn draining() -> Problem {
+    Problem::of(&tidegate_query::OpenError::Draining(tidegate_query::Draining)).closing()
+}
+
+/// A problem for a body or query parameter that is not what the route reads.
+pub(crate) fn json_problem(error: &JsonError) -> Problem {
+    let problem = Problem::of(error);
+    match error {
+        JsonError::Malformed { line, column, .. } => problem.with("line", *line).with("column", *column),
+        JsonError::UnknownField { field, .. } | JsonError::DuplicateField { field } => {
+            problem.with("field", field.to_string())
+        }
+        JsonError::InvalidField { path, .. } => problem.with("field", path.to_string()),
+        JsonError::MissingField { field } => problem.with("field", *field),
+    }
+}
+
+fn not_found(request: &Request) -> Problem {
+    let path: String = request.uri().path().chars().take(200).collect();
+    Problem::new(StatusCode::NOT_FOUND, "not_found", format!("there is no route {path}"))
+}
+
+fn options(route: Option<&Route>) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    if let Some(route) = route {
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(route.allow));
+    }
+    response
+}
+
+/// No route takes parameters in the query string: what is there was meant for something else.
+fn first_query_parameter(request: &Request) -> Option<String> {
+    let query = request.uri().query().filter(|query| !query.is_empty())?;
+    let name = query.split(['&', '=']).find(|name| !name.is_empty()).unwrap_or(query);
+    Some(name.chars().take(100).collect())
+}
+
+/// The head as HTTP/1 writes it: target, names, values, and what separates them.
+fn head_bytes(request: &Request) -> usize {
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    request.headers().iter().fold(target, |sum, (name, value)| sum + name.as_str().len() + value.len() + 4)
+}
+
+/// A bounded label: a client can invent methods.
+fn method_label(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "PATCH" => "PATCH",
+        "DELETE" => "DELETE",
+        "OPTIONS" => "OPTIONS",
+        _ => "other",
+    }
+}
+
+fn status_class(status: StatusCode) -> &'static str {
+    match status.as_u16() / 100 {
+        1 => "1xx",
+        2 => "2xx",
+        3 => "3xx",
+        4 => "4xx",
+        _ => "5xx",
+    }
+}

@@ -1,0 +1,45 @@
+//! The routes, put together. What each does lies in the modules below; what all share lies in the gate.
+
+mod operation;
+mod query;
+mod setting;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use http::{HeaderValue, header};
+use serde::Serialize;
+
+use crate::gate::{App, gate};
+
+/// The router of the whole transport.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/query", post(query::open))
+        .route("/v1/query/resume", post(query::resume))
+        .route("/v1/query/{cursor}", delete(query::cancel))
+        .route("/v1/leases", get(query::leases))
+        .route("/v1/config", get(setting::show).patch(setting::change))
+        .route("/v1/limits", get(setting::limits))
+        .route("/v1/version", get(operation::version))
+        .route("/healthz", get(operation::health))
+        .route("/readyz", get(operation::ready))
+        .route("/metrics", get(operation::metrics))
+        // Reached only through the gate, which has answered with a problem document before.
+        .fallback(async || http::StatusCode::NOT_FOUND)
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), gate))
+        .with_state(app)
+}
+
+/// A JSON answer that no cache keeps: it is the state of now, and of this caller.
+fn json(value: &impl Serialize) -> Response {
+    let mut bytes = serde_json::to_vec(value).expect("answers are structs and maps with text keys");
+    bytes.push(b'\n');
+    let mut response = bytes.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,48 @@
+//! Health, readiness, metrics, version. They tell nothing of any caller's data.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use serde_json::json;
+use tidegate_core::{Failure as _, Retry};
+
+use super::json;
+use crate::gate::{App, draining};
+use crate::problem::Problem;
+
+pub(super) async fn health() -> Response {
+    json(&json!({"status": "ok"}))
+}
+
+pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Response, Problem> {
+    if app.is_draining() {
+        return Err(draining());
+    }
+    match app.services.query.ready().await {
+        Ok(()) => Ok(json(&json!({"status": "ready"}))),
+        Err(not_ready) => {
+            // The cause's code says what kind of trouble it is; its words may name hosts, and this route is open.
+            let cause = not_ready.cause.as_ref().map_or("source_timeout", |cause| cause.code());
+            tracing::warn!(source = %not_ready.name, cause, "not ready");
+            Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "source_unavailable", not_ready.to_string())
+                .with_retry(Retry::After(Duration::from_secs(1)))
+                .with("source", not_ready.name.to_string())
+                .with("cause", cause))
+        }
+    }
+}
+
+pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let mut response = app.services.metrics.render().into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+pub(super) async fn version() -> Response {
+    json(&json!({"name": "tidegate", "version": env!("CARGO_PKG_VERSION"), "api": "v1"}))
+}

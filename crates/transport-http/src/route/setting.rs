@@ -1,0 +1,138 @@
+//! The effective configuration, the settings that can be changed at run time, and the bounds. A change is all or nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::extract::{Extension, Request, State};
+use axum::response::Response;
+use http::StatusCode;
+use serde_json::{Value, json};
+use tidegate_core::Principal;
+use tidegate_core::limit::{SettingError, Settings};
+use tidegate_lease::audit::AuditEvent;
+
+use super::json;
+use crate::body::read_whole;
+use crate::gate::{App, json_problem};
+use crate::json::{Object, invalid};
+use crate::problem::Problem;
+use crate::service::LIMITS;
+
+pub(super) async fn show(State(app): State<Arc<App>>) -> Response {
+    json(&effective(&app))
+}
+
+pub(super) async fn limits(State(app): State<Arc<App>>) -> Response {
+    let now = app.services.query.settings().freeze();
+    let settings: Vec<Value> = Settings::ALL
+        .iter()
+        .map(|setting| {
+            json!({
+                "key": setting.key,
+                "value": now.get(setting.key),
+                "default": setting.default,
+                "min": setting.min,
+                "max": setting.max,
+                "meaning": setting.meaning,
+            })
+        })
+        .collect();
+    let built_in: Vec<_> = app.services.limits.iter().chain(LIMITS).collect();
+    json(&json!({"settings": settings, "built_in": built_in}))
+}
+
+pub(super) async fn change(
+    State(app): State<Arc<App>>,
+    Extension(principal): Extension<Principal>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let cell = app.services.query.settings();
+    let body = read_whole(request.into_body(), &cell.freeze(), app.services.clock.as_ref()).await?;
+    let fixed = app.services.config.entries();
+    let changes = changes(&body, &fixed)?;
+    let given: Vec<(&str, u64)> = changes.iter().map(|(key, value)| (*key, *value)).collect();
+    let changed = cell.patch(&given).map_err(|error| setting_problem(&error))?;
+    for change in changed {
+        tracing::info!(key = change.key, from = change.from, to = change.to, "a setting was changed");
+        app.services.auditor.emit(
+            Some(&principal.owner),
+            AuditEvent::ConfigChanged { key: change.key, from: change.from, to: change.to },
+        );
+    }
+    Ok(json(&effective(&app)))
+}
+
+/// Every key that there is, with its value of now.
+fn effective(app: &App) -> BTreeMap<String, Value> {
+    let settings = app.services.query.settings().freeze();
+    let mut entries: BTreeMap<String, Value> = app.services.config.entries().into_iter().collect();
+    for setting in Settings::ALL {
+        entries.insert(setting.key.to_owned(), settings.get(setting.key).into());
+    }
+    entries
+}
+
+/// What a request wants to change. Nothing is changed yet.
+fn changes(body: &[u8], fixed: &[(String, Value)]) -> Result<Vec<(&'static str, u64)>, Problem> {
+    let known: Vec<&str> =
+        Settings::ALL.iter().map(|setting| setting.key).chain(fixed.iter().map(|(key, _)| key.as_str())).collect();
+    let object = Object::parse(body, &known).map_err(|error| json_problem(&error))?;
+    let mut changes = Vec::new();
+    for (key, raw) in object.fields() {
+        let Some(setting) = Settings::ALL.iter().find(|setting| setting.key == key) else {
+            return Err(Problem::new(
+                StatusCode::BAD_REQUEST,
+                "not_changeable_at_run_time",
+                format!("{key} is read at the start only; change the configuration and restart"),
+            )
+            .with("field", key));
+        };
+        let expected = || format!("an integer from {} to {}", setting.min, setting.max);
+        let value = match raw.get().parse::<i128>() {
+            Ok(value) => {
+                u64::try_from(value).map_err(|_| out_of_range(setting.key, &expected(), setting.min, setting.max))?
+            }
+            Err(_) => return Err(json_problem(&invalid(key, &expected(), raw))),
+        };
+        changes.push((setting.key, value));
+    }
+    Ok(changes)
+}
+
+fn setting_problem(error: &SettingError) -> Problem {
+    match error {
+        SettingError::OutOfRange { key, min, max, .. } => {
+            out_of_range(key, &format!("an integer from {min} to {max}"), *min, *max)
+        }
+        SettingError::Unknown { key } => {
+            Problem::new(StatusCode::BAD_REQUEST, "unknown_field", error.to_string()).with("field", key.to_string())
+        }
+        _ => Problem::new(StatusCode::BAD_REQUEST, "invalid_field", error.to_string()),
+    }
+}
+
+fn out_of_range(key: &str, expected: &str, min: u64, max: u64) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "out_of_range", format!("{key} must be {expected}"))
+        .with("field", key)
+        .with("min", min)
+        .with("max", max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_changed_is_told_from_what_does_not_exist() {
+        let fixed = [("listen.http".to_owned(), Value::Null)];
+        let code = |body: &str| changes(body.as_bytes(), &fixed).map_err(|problem| problem.code());
+        assert_eq!(code(r#"{"stream.max_global":3}"#), Ok(vec![("stream.max_global", 3)]));
+        assert_eq!(code("{}"), Ok(vec![]));
+        assert_eq!(code(r#"{"listen.http":"x"}"#), Err("not_changeable_at_run_time"));
+        assert_eq!(code(r#"{"stream.nonsense":1}"#), Err("unknown_field"));
+        assert_eq!(code(r#"{"stream.max_global":-1}"#), Err("out_of_range"));
+        assert_eq!(code(r#"{"stream.max_global":18446744073709551616}"#), Err("out_of_range"));
+        assert_eq!(code(r#"{"stream.max_global":1.0}"#), Err("invalid_field"));
+        assert_eq!(code(r#"{"stream.max_global":"1"}"#), Err("invalid_field"));
+    }
+}

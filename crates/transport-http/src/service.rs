@@ -1,0 +1,93 @@
+//! What the transport is given: the domains, and the few things that only the composition root knows. Nothing here is made
+//! by the transport itself.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use tidegate_core::Clock;
+use tidegate_core::limit::Limit;
+use tidegate_lease::audit::Auditor;
+use tidegate_query::QueryService;
+
+use crate::auth::Authenticator;
+
+/// The part of the configuration that is not a run-time setting, as `GET /v1/config` shows it.
+pub trait ConfigView: Send + Sync + 'static {
+    /// Dotted keys with their effective values. Secrets must be redacted already.
+    fn entries(&self) -> Vec<(String, Value)>;
+}
+
+/// A configuration without anything in it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoConfig;
+
+impl ConfigView for NoConfig {
+    fn entries(&self) -> Vec<(String, Value)> {
+        Vec::new()
+    }
+}
+
+/// Where `GET /metrics` gets its text from.
+pub trait MetricsText: Send + Sync + 'static {
+    /// All metrics in Prometheus' text format.
+    fn render(&self) -> String;
+}
+
+impl<F: Fn() -> String + Send + Sync + 'static> MetricsText for F {
+    fn render(&self) -> String {
+        self()
+    }
+}
+
+/// Everything that the routes reach.
+#[derive(Clone)]
+pub struct Services {
+    /// Query-result streams, and the run-time settings.
+    pub query: QueryService,
+    /// Who asks.
+    pub auth: Authenticator,
+    /// The configuration for `GET /v1/config`.
+    pub config: Arc<dyn ConfigView>,
+    /// The metrics for `GET /metrics`.
+    pub metrics: Arc<dyn MetricsText>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// The audit trail.
+    pub auditor: Auditor,
+    /// Built-in bounds of other parts, for `GET /v1/limits`; this transport's own are added.
+    pub limits: Vec<Limit>,
+}
+
+/// The bounds of this transport that cannot be changed.
+pub const LIMITS: &[Limit] = &[
+    Limit {
+        name: "http.header_max_bytes",
+        value: crate::server::HEADER_MAX_BYTES as u64,
+        meaning: "A request's head; beyond it 431 header_too_large.",
+    },
+    Limit {
+        name: "http.header_max_count",
+        value: crate::server::HEADER_MAX_COUNT as u64,
+        meaning: "Header fields of a request; beyond it 431.",
+    },
+    Limit {
+        name: "http.token_max_bytes",
+        value: crate::auth::TOKEN_MAX_BYTES as u64,
+        meaning: "A bearer token; a longer one is 401 token_malformed.",
+    },
+    Limit {
+        name: "http.h2_streams_max",
+        value: crate::server::H2_STREAMS_MAX as u64,
+        meaning: "Requests at one time on one HTTP/2 connection; beyond it the client must wait.",
+    },
+    Limit {
+        name: "http.write_buffer_max_bytes",
+        value: crate::server::WRITE_BUFFER_MAX_BYTES as u64,
+        meaning: "Bytes that wait for one slow reader beyond the chunk being sent; then its source waits.",
+    },
+    Limit {
+        name: "http.tls_handshake_max_ms",
+        value: crate::server::TLS_HANDSHAKE_MAX.as_millis() as u64,
+        meaning: "A TLS handshake must be done in this time; beyond it the connection is closed.",
+    },
+];
