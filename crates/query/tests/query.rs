@@ -1,0 +1,9 @@
+//! The promises of query streams, kept over a scripted source, on a clock that moves only when it is told to.
+
+mod query {
+    pub(crate) mod bounds;
+    pub(crate) mod ending;
+    pub(crate) mod faults;
+    pub(crate) mod resume;
+    pub(crate) mod world;
+}
