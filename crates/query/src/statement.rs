@@ -11,6 +11,8 @@ use sqlparser::parser::Parser;
 use tidegate_core::port::{Catalogue, CatalogueQuery, Dialect, RelationName, Volatility};
 
 mod order;
+#[cfg(test)]
+mod tests;
 
 /// Why a result cannot be resumed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
