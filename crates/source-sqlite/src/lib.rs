@@ -1,1 +1,15 @@
 #![doc = include_str!("../README.md")]
+
+mod catalogue;
+mod config;
+mod describe;
+mod error;
+mod rows;
+mod session;
+mod snapshot;
+mod source;
+mod statement;
+mod stop;
+
+pub use config::{JournalMode, SqliteConfig};
+pub use source::SqliteSource;
