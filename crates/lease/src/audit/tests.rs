@@ -140,3 +140,41 @@ fn a_sink_that_fails_or_panics_is_counted_and_ends_nothing() {
         assert_eq!(auditor.dropped(), count, "the clones count together");
     }
 }
+
+/// A recorder that knows one counter.
+#[derive(Default)]
+struct OneCounter(Arc<AtomicU64>);
+
+impl metrics::Recorder for OneCounter {
+    fn describe_counter(&self, _: metrics::KeyName, _: Option<metrics::Unit>, _: metrics::SharedString) {}
+    fn describe_gauge(&self, _: metrics::KeyName, _: Option<metrics::Unit>, _: metrics::SharedString) {}
+    fn describe_histogram(&self, _: metrics::KeyName, _: Option<metrics::Unit>, _: metrics::SharedString) {}
+
+    fn register_counter(&self, key: &metrics::Key, _: &metrics::Metadata<'_>) -> metrics::Counter {
+        assert_eq!(key.name(), "tidegate_audit_dropped_total");
+        metrics::Counter::from_arc(Arc::clone(&self.0))
+    }
+
+    fn register_gauge(&self, _: &metrics::Key, _: &metrics::Metadata<'_>) -> metrics::Gauge {
+        metrics::Gauge::noop()
+    }
+
+    fn register_histogram(&self, _: &metrics::Key, _: &metrics::Metadata<'_>) -> metrics::Histogram {
+        metrics::Histogram::noop()
+    }
+}
+
+#[test]
+fn what_is_dropped_is_counted_in_the_metric_too() {
+    let recorder = OneCounter::default();
+    metrics::with_local_recorder(&recorder, || {
+        let (broken, _sink) = auditor(Sink { fails: true, ..Sink::default() });
+        let (whole, _sink) = auditor(Sink::default());
+        for event in every_event() {
+            broken.emit(None, event.clone());
+            whole.emit(None, event);
+        }
+        assert_eq!((broken.dropped(), whole.dropped()), (every_event().len() as u64, 0));
+    });
+    assert_eq!(recorder.0.load(Ordering::Relaxed), every_event().len() as u64);
+}

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use loom::thread;
+use ::loom::{model, thread};
 
 use super::*;
 
@@ -40,7 +40,7 @@ impl Witness {
 }
 
 fn race(bounds: CapacityBounds, owners: &'static [&'static str]) {
-    loom::model(move || {
+    model(move || {
         let capacity = Capacity::new(bounds);
         let witness = Arc::new(Witness::default());
         let threads: Vec<_> = owners
@@ -73,7 +73,7 @@ fn two_slots_three_threads() {
 
 #[test]
 fn a_slot_that_moves_to_another_thread_is_given_back_once() {
-    loom::model(|| {
+    model(|| {
         let capacity = Capacity::new(CapacityBounds { global: 2, per_owner: 2 });
         let ann = owner("ann");
         let slot = capacity.try_acquire(&ann).expect("all are free");
@@ -92,7 +92,7 @@ fn a_slot_that_moves_to_another_thread_is_given_back_once() {
 
 #[test]
 fn lowering_the_bounds_during_a_race_leaks_nothing() {
-    loom::model(|| {
+    model(|| {
         let high = CapacityBounds { global: 2, per_owner: 2 };
         let capacity = Capacity::new(high);
         let ann = owner("ann");

@@ -141,7 +141,7 @@ enum Step {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1_000, ..ProptestConfig::default() })]
 
     #[test]
     fn the_table_does_what_a_plain_list_does(
@@ -152,7 +152,7 @@ proptest! {
             4 => (0..8_u64, any::<bool>()).prop_map(|(n, other)| Step::Insert(n, other)),
             4 => (0..8_u64, 0..3_u8).prop_map(|(n, end)| Step::End(n, end)),
             1 => Just(Step::Sweep),
-        ]), 0..80)
+        ]), 0..60)
     ) {
         let owners = [ann(), owner("acme", "bob")];
         let ends = [CursorEnd::Cancelled, CursorEnd::Expired, CursorEnd::Released];

@@ -200,7 +200,7 @@ fn command(model: &Model, step: &Step) -> Command<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
     #[test]
     fn the_machine_does_what_the_naive_model_does(
@@ -208,7 +208,7 @@ proptest! {
         remembered_max in 0..4_usize,
         sweep_max in 1..4_usize,
         near_the_end in prop::bool::weighted(0.1),
-        steps in prop::collection::vec(step(), 1..80),
+        steps in prop::collection::vec(step(), 1..60),
     ) {
         let bounds = MachineBounds { held_max, remembered_max, sweep_max };
         let floor = if near_the_end { u64::MAX - 5 } else { 0 };
