@@ -352,10 +352,29 @@ impl LineWriter<'_> {
     }
 }
 
-/// Whether JSON writes any of these bytes as something else. No early exit, so that it is vectorised.
+/// Whether JSON writes any of these bytes as something else. Looks at 16 bytes at a time without an early exit inside
+/// them, which compiles to a few vector instructions; the last 16 overlap those before, so that short texts, the
+/// most common ones, have no slow remainder.
 #[inline]
 fn needs_escape(text: &[u8]) -> bool {
-    text.iter().fold(false, |found, &byte| found | (byte < 0x20) | (byte == b'"') | (byte == b'\\'))
+    if let Some(last) = text.last_chunk::<16>() {
+        let (blocks, _) = text.as_chunks::<16>();
+        blocks.iter().any(any_escaped) || any_escaped(last)
+    } else if let (Some(first), Some(last)) = (text.first_chunk::<8>(), text.last_chunk::<8>()) {
+        any_escaped(first) | any_escaped(last)
+    } else {
+        text.iter().fold(false, |found, &byte| found | is_escaped(byte))
+    }
+}
+
+#[inline]
+fn any_escaped<const N: usize>(block: &[u8; N]) -> bool {
+    block.iter().fold(0, |found, &byte| found | u8::from(is_escaped(byte))) != 0
+}
+
+#[inline]
+const fn is_escaped(byte: u8) -> bool {
+    (byte < 0x20) | (byte == b'"') | (byte == b'\\')
 }
 
 /// Takes bytes up to a bound, then errors.
