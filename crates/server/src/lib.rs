@@ -1,4 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![allow(clippy::disallowed_methods, reason = "the composition root reads the real clock")]
 
+pub mod cli;
+pub mod client;
 pub mod config;
+pub mod output;

@@ -1,0 +1,85 @@
+//! Promises of the command line.
+
+use super::*;
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(line.split_whitespace())
+}
+
+#[test]
+fn the_command_line_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn the_documented_commands_are_understood() {
+    for line in [
+        "tidegate serve --data-dir d --http 127.0.0.1:0 --source main=sqlite:x.db --source pg=postgres://u@h/d",
+        "tidegate serve --config t.toml --durability os --insecure --log-format json --set stream.chunk.max_rows=5",
+        "tidegate demo --http 127.0.0.1:0 --exit --data-dir d",
+        "tidegate query select --source main --param 5 --param -1 --format csv --output f --limit 3 --url http://h --token t --json",
+        "tidegate config check tidegate.toml",
+        "tidegate completions bash",
+    ] {
+        assert!(parse(line).is_ok(), "{line}");
+    }
+}
+
+#[test]
+fn what_is_unknown_is_a_usage_error_with_exit_code_2() {
+    for line in [
+        "tidegate",
+        "tidegate nonsense",
+        "tidegate serve --nonsense",
+        "tidegate serve --source nonsense",
+        "tidegate serve --source main=mysql://h/d",
+        "tidegate serve --set novalue",
+        "tidegate query",
+        "tidegate query q --format xml",
+        "tidegate query q --url nonsense",
+        "tidegate query q --stall-timeout-ms 0",
+    ] {
+        let error = parse(line).unwrap_err();
+        assert_eq!(u8::try_from(error.exit_code()).unwrap(), Exit::Usage.code(), "{line}: {error}");
+    }
+    assert_eq!(parse("tidegate -V").unwrap_err().exit_code(), 0);
+}
+
+#[test]
+fn a_bad_source_is_refused_without_showing_its_password() {
+    let error = parse("tidegate serve --source main=mysql://root:geheim@h/d").unwrap_err().to_string();
+    assert!(error.contains("sqlite:PATH or postgres://"), "{error}");
+}
+
+#[test]
+fn the_token_is_in_no_debug_output() {
+    let cli = parse("tidegate query q --token geheim").unwrap();
+    assert!(!format!("{cli:?}").contains("geheim"));
+}
+
+#[test]
+fn listeners_that_do_not_exist_yet_are_refused_by_name() {
+    let cli = parse("tidegate serve --grpc 127.0.0.1:7071 --pg 127.0.0.1:7072").unwrap();
+    let Command::Serve(args) = cli.command else { panic!("serve") };
+    let inputs = crate::config::Inputs { flags: args.flags(), ..Default::default() };
+    let error = crate::config::load(&inputs).unwrap_err().to_string();
+    assert!(error.contains("flag --grpc") && error.contains("flag --pg"), "{error}");
+    assert!(error.contains("not in this version"), "{error}");
+}
+
+#[test]
+fn flags_reach_the_configuration() {
+    let cli = parse(
+        "tidegate serve --data-dir d --http 127.0.0.1:9 --durability os --set stream.chunk.max_rows=5 --source a=sqlite:x --source a=sqlite:y",
+    )
+    .unwrap();
+    let Command::Serve(args) = cli.command else { panic!("serve") };
+    let config =
+        crate::config::load(&crate::config::Inputs { flags: args.flags(), ..Default::default() }).unwrap().config;
+    assert_eq!(config.data_dir, PathBuf::from("d"));
+    assert_eq!(config.listen.http.port(), 9);
+    assert_eq!(config.settings.get("stream.chunk.max_rows"), Some(5));
+    let shown = config.effective(&config.settings);
+    assert_eq!(shown["sources.a.path"], "y");
+    assert_eq!(shown["durability"], "os");
+}
