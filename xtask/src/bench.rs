@@ -38,7 +38,7 @@ pub(crate) struct Arguments {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Area {
     name: String,
-    /// A `[[bench]]` target, run by `cargo bench`; otherwise a `[[bin]]`, run by `cargo run --release`.
+    /// A `[[bench]]` target, run by `cargo bench`; otherwise a `[[bin]]`, which measures the server from end to end.
     bench: bool,
 }
 
@@ -58,7 +58,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
         }
         since = SystemTime::now().checked_sub(CLOCK_COARSENESS).unwrap_or(since);
-        cargo(&workspace, &["build", "--release"], &folder, arguments.peers)?;
+        if areas.iter().any(|area| !area.bench) {
+            cargo(&workspace, &["build", "--release"], &folder, arguments.peers)?;
+        }
         for area in &areas {
             let name = area.name.as_str();
             let words: &[&str] = if area.bench {
@@ -79,11 +81,13 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     write(&folder, &measures)
 }
 
-/// Runs cargo; the benchmarks learn by the environment where their lines belong, and whether to measure peers.
+/// Runs cargo; the benchmarks learn by the environment where their lines belong, where
+/// the server is, and whether to measure peers.
 fn cargo(workspace: &Workspace, words: &[&str], folder: &Path, peers: bool) -> anyhow::Result<()> {
     println!("\n=== cargo {}", words.join(" "));
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(words).current_dir(&workspace.root).stdin(Stdio::null()).env("TIDEGATE_BENCH_DIR", folder);
+    command.env("TIDEGATE_BENCH_SERVER", workspace.target.join("release/tidegate"));
     if peers {
         command.env("TIDEGATE_BENCH_PEERS", "1");
     }

@@ -5,11 +5,10 @@ use std::collections::BTreeSet;
 use super::token::{Token, modules_for_tests, read};
 use super::{File, Finding, Project, layout};
 
-/// The only module that may name the codec of structures at rest, and the manifests that may. The benchmarks may, too: they
-/// compare the envelope with the bare codec.
+/// The only module that may name the codec of structures at rest, and the manifests that may.
 const CODEC: &str = "bincode";
-const CODEC_MODULE: [&str; 3] = ["crates/frame/src/envelope.rs", "crates/frame/src/envelope/", "benches/"];
-const CODEC_MANIFESTS: [&str; 4] = ["Cargo.toml", "crates/frame/Cargo.toml", "benches/Cargo.toml", "deny.toml"];
+const CODEC_MODULE: [&str; 2] = ["crates/frame/src/envelope.rs", "crates/frame/src/envelope/"];
+const CODEC_MANIFESTS: [&str; 3] = ["Cargo.toml", "crates/frame/Cargo.toml", "deny.toml"];
 
 pub(super) fn check(project: &Project, found: &mut Vec<Finding>) {
     let mut files = Vec::new();
@@ -25,20 +24,13 @@ pub(super) fn check(project: &Project, found: &mut Vec<Finding>) {
         .collect();
     for (file, tokens) in &files {
         anywhere(file, tokens, found);
-        let library = project.package_of(&file.path).is_some_and(|package| {
-            package.folder.starts_with("crates/")
-                && file.path.starts_with(&format!("{}/src/", package.folder))
-                && !is_for_tests(&for_tests, &file.path)
-        });
-        let product = library && project.package_of(&file.path).is_some_and(|package| package.product);
-        // A package with a program talks to a person; one without talks to its caller.
-        let program = project
-            .package_of(&file.path)
-            .is_some_and(|package| project.file(&format!("{}/src/main.rs", package.folder)).is_some());
-        if product {
-            unwraps(file, tokens, found);
+        let Some(package) = project.package_of(&file.path).filter(|package| package.product) else { continue };
+        if !file.path.starts_with(&format!("{}/src/", package.folder)) || is_for_tests(&for_tests, &file.path) {
+            continue;
         }
-        if library && !program {
+        unwraps(file, tokens, found);
+        // A package with a program talks to a person; one without talks to its caller.
+        if project.file(&format!("{}/src/main.rs", package.folder)).is_none() {
             prints(file, tokens, found);
         }
     }
@@ -180,6 +172,7 @@ mod tests {
         let main = ("crates/one/src/main.rs", "//! A.\nfn main() { println!(\"b\"); }\n");
         assert!(broken(&[main]).is_empty());
         assert!(broken(&[main, LIBRARY, ("crates/one/src/a.rs", main.1)]).is_empty());
+        assert!(broken(&[("crates/kit/src/a.rs", main.1)]).is_empty());
         assert!(broken(&[LIBRARY, ("crates/one/build.rs", "//! A.\nfn main() { println!(\"b\"); }\n")]).is_empty());
     }
 
@@ -200,7 +193,6 @@ mod tests {
         assert_eq!(broken(&[("crates/frame/src/chunk.rs", code)]), ["codec"]);
         assert!(broken(&[("crates/frame/src/envelope.rs", code)]).is_empty());
         assert!(broken(&[("crates/frame/src/envelope/vector.rs", code)]).is_empty());
-        assert!(broken(&[("benches/benches/envelope.rs", code)]).is_empty());
         let manifest = "[dependencies]\nbincode.workspace = true\n";
         assert_eq!(broken(&[("crates/one/Cargo.toml", manifest)]), ["codec"]);
         assert!(broken(&[("crates/frame/Cargo.toml", manifest)]).is_empty());
