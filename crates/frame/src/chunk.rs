@@ -66,7 +66,7 @@ impl Chunk {
     /// The number of the row after its last.
     #[must_use]
     pub fn end_row(&self) -> u64 {
-        self.first_row + u64::from(self.rows)
+        self.first_row.saturating_add(u64::from(self.rows))
     }
 
     /// Where in `bytes` the row of this number begins; the length of `bytes` for the row after the last; `None` for a row
@@ -173,7 +173,7 @@ impl ChunkProducer {
     /// The number of the next row that comes in.
     #[must_use]
     pub fn next_row(&self) -> u64 {
-        self.first_row + u64::from(self.rows)
+        self.first_row.saturating_add(u64::from(self.rows))
     }
 
     /// Bytes of rows that no chunk has yet.

@@ -202,6 +202,14 @@ fn the_settings_give_the_bounds() {
 }
 
 #[test]
+fn a_first_row_at_the_end_of_all_numbers_does_not_panic() {
+    let mut producer = ChunkProducer::new(ChunkBounds::from_settings(&Settings::default()), u64::MAX);
+    push(&mut producer, 1);
+    assert_eq!(producer.next_row(), u64::MAX);
+    assert_eq!(producer.finish().unwrap().end_row(), u64::MAX);
+}
+
+#[test]
 fn a_writer_that_panics_leaves_no_half_row_behind() {
     let mut producer = ChunkProducer::new(ChunkBounds::from_settings(&Settings::default()), 0);
     push(&mut producer, 3);

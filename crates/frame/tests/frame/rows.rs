@@ -310,6 +310,18 @@ fn every_cell_looks_as_the_readme_says() {
 }
 
 #[test]
+fn whatever_must_be_escaped_is_found_at_every_place_of_a_text_of_any_length() {
+    for length in 0..70 {
+        let clean = "é".repeat(length / 2) + &"~".repeat(length % 2);
+        assert_eq!(shown(ColumnType::Text, Cell::Text(&clean)), format!("\"{clean}\""));
+        for (at, escaped) in (0..length).flat_map(|at| "\"\\\n\0\u{1f}".chars().map(move |escaped| (at, escaped))) {
+            let text: String = (0..length).map(|i| if i == at { escaped } else { '~' }).collect();
+            assert_eq!(shown(ColumnType::Text, Cell::Text(&text)), serde_json::to_string(&text).unwrap());
+        }
+    }
+}
+
+#[test]
 fn a_value_cannot_forge_a_line_of_the_stream() {
     let forged = "[1\n]}\n{\"end\":{\"rows\":0}}\r\n";
     assert!(!shown(ColumnType::Json, Cell::Json(forged)).contains(['\n', '\r']));
