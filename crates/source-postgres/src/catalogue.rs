@@ -7,7 +7,6 @@ use tidegate_core::port::{Catalogue, CatalogueQuery, RelationFacts, SourceError,
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
-use crate::error::Prefix;
 use crate::session::Session;
 
 /// The names are looked up by the search path where no schema is given. `to_regclass` takes an identifier's text, so names
@@ -35,10 +34,10 @@ join pg_catalog.pg_index i on i.indrelid = c.oid
 join pg_catalog.pg_class x on x.oid = i.indexrelid
 join pg_catalog.pg_am m on m.oid = x.relam and m.amname = 'btree'
 cross join lateral rows from (pg_catalog.unnest(i.indkey::pg_catalog.int2[]), pg_catalog.unnest(i.indclass::pg_catalog.oid[]),
-  pg_catalog.unnest(i.indcollation::pg_catalog.oid[])) with ordinality k(attribute, class, collation, place)
+  pg_catalog.unnest(i.indcollation::pg_catalog.oid[])) with ordinality k(attribute, class, coll, place)
 left join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum = k.attribute and a.attnum > 0
 left join pg_catalog.pg_opclass o on o.oid = k.class
-left join pg_catalog.pg_collation ik on ik.oid = k.collation
+left join pg_catalog.pg_collation ik on ik.oid = k.coll
 left join pg_catalog.pg_collation ck on ck.oid = a.attcollation
 where k.place <= i.indnkeyatts and c.relkind in ('r', 'p') and (c.relkind = 'p' or not c.relhassubclass)
   and i.indisunique and i.indisvalid and i.indisready and i.indimmediate and i.indpred is null and i.indexprs is null
@@ -71,7 +70,7 @@ pub(crate) async fn look_up(session: &mut Session, query: &CatalogueQuery) -> Re
     let names: Vec<&str> = query.relations.iter().map(|name| &*name.name).collect();
     let functions: Vec<&str> = query.functions.iter().map(|name| &**name).collect();
     let (relation_rows, key_rows, function_rows) = session
-        .ask(Prefix::NONE, async |client| {
+        .ask_catalogue(async |client| {
             let relations: [(&(dyn ToSql + Sync), Type); 2] =
                 [(&schemas, Type::TEXT_ARRAY), (&names, Type::TEXT_ARRAY)];
             let functions: [(&(dyn ToSql + Sync), Type); 1] = [(&functions, Type::TEXT_ARRAY)];

@@ -116,7 +116,7 @@ async fn inspect(session: &mut Session, statement: &Statement) -> Result<Prepare
     let relations: Vec<u32> = parsed.columns().iter().map(|column| column.table_oid().unwrap_or(0)).collect();
     let attributes: Vec<i16> = parsed.columns().iter().map(|column| column.column_id().unwrap_or(0)).collect();
     let (type_rows, column_rows) = session
-        .ask(Prefix::NONE, async |client| {
+        .ask_catalogue(async |client| {
             let column_parameters: [(&(dyn ToSql + Sync), Type); 4] = [
                 (&types, Type::OID_ARRAY),
                 (&modifiers, Type::INT4_ARRAY),

@@ -289,7 +289,7 @@ mod tests {
             let bound = RowBound::new(limit);
             let mut guarded = Guarded::plain(Pieces { bytes, sizes, turn: 0 }, bound.clone());
             let mut got = Vec::new();
-            futures::executor::block_on(async {
+            tidegate_testkit::block_on(async {
                 let mut piece = vec![0; out_size];
                 loop {
                     let count = guarded.read(&mut piece).await.unwrap();
@@ -312,7 +312,7 @@ mod tests {
             let pieces = Pieces { bytes: bytes.clone(), sizes: vec![1000], turn: 0 };
             let mut guarded = Guarded::perhaps_tls(pieces, bound.clone());
             let mut got = Vec::new();
-            futures::executor::block_on(guarded.read_to_end(&mut got)).unwrap();
+            tidegate_testkit::block_on(guarded.read_to_end(&mut got)).unwrap();
             assert_eq!(bound.take_exceeded(), filtered);
             assert_eq!(got == bytes, !filtered);
         }

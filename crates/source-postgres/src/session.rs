@@ -144,6 +144,17 @@ impl Session {
         answer.map_err(|error| self.link().failure(error, prefix))
     }
 
+    /// As [`ask`](Self::ask), for a statement of our own: that the server refuses it says nothing about the user's.
+    pub(crate) async fn ask_catalogue<T>(
+        &mut self,
+        request: impl AsyncFnOnce(&Client) -> Result<T, Error>,
+    ) -> Result<T, SourceError> {
+        self.ask(Prefix::NONE, request).await.map_err(|error| match error {
+            SourceError::SnapshotLost(_) => error,
+            refused => SourceError::Internal(Some(refused.into())),
+        })
+    }
+
     /// A request is about to be sent.
     pub(crate) fn sent(&mut self) {
         self.dirty = true;

@@ -29,7 +29,7 @@ pub(crate) fn write_cell(
     };
     match shape {
         Shape::Text => out.cell(Cell::Text(text)),
-        Shape::Integer => out.cell(Cell::Number(integer(text)?)),
+        Shape::Integer => out.cell(Cell::Integer(integer(text)?)),
         Shape::Boolean => out.cell(Cell::Bool(boolean(text)?)),
         Shape::Float => match float(text)? {
             Float::Finite(digits) => out.cell(Cell::Number(digits)),
@@ -63,7 +63,10 @@ pub(crate) fn write_cell(
 pub(crate) fn push_json(out: &mut String, shape: &Shape, text: &str) -> Result<(), Reason> {
     match shape {
         Shape::Text => push_string(out, text),
-        Shape::Integer => out.push_str(integer(text)?),
+        Shape::Integer => {
+            integer(text)?;
+            out.push_str(text);
+        }
         Shape::Boolean => out.push_str(if boolean(text)? { "true" } else { "false" }),
         Shape::Float => match float(text)? {
             Float::Finite(digits) => out.push_str(digits),
@@ -126,12 +129,8 @@ fn boolean(text: &str) -> Result<bool, Reason> {
     }
 }
 
-fn integer(text: &str) -> Result<&str, Reason> {
-    let digits = text.strip_prefix('-').unwrap_or(text);
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err("an integer came with other characters than digits");
-    }
-    Ok(text)
+fn integer(text: &str) -> Result<i64, Reason> {
+    text.parse().map_err(|_| "an integer came with other characters than the digits of 64 bits")
 }
 
 enum Float<'a> {
