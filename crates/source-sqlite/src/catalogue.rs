@@ -67,12 +67,18 @@ fn columns(session: &Session, table: &str) -> rusqlite::Result<Vec<ColumnFacts>>
     columns.collect()
 }
 
-/// The column that is the rowid itself, if the table has one: alone in the primary key, declared exactly INTEGER, and
-/// without an index of its own (which `INTEGER PRIMARY KEY DESC` has, for historical reasons).
-pub(crate) fn rowid_alias(session: &Session, table: &str) -> rusqlite::Result<Option<Box<str>>> {
-    alias(session, table, &columns(session, table)?)
+/// Whether what SQLite tells as a column's origin is the rowid, which is never NULL: its alias, or `rowid` where no column
+/// has taken that name.
+pub(crate) fn is_rowid(session: &Session, table: &str, origin: &str) -> rusqlite::Result<bool> {
+    let columns = columns(session, table)?;
+    match columns.iter().find(|column| column.name.eq_ignore_ascii_case(origin)) {
+        Some(column) => Ok(alias(session, table, &columns)?.is_some_and(|alias| alias == column.name)),
+        None => Ok(origin.eq_ignore_ascii_case("rowid")),
+    }
 }
 
+/// The column that is the rowid itself, if the table has one: alone in the primary key, declared exactly INTEGER, and
+/// without an index of its own (which `INTEGER PRIMARY KEY DESC` has, for historical reasons).
 fn alias(session: &Session, table: &str, columns: &[ColumnFacts]) -> rusqlite::Result<Option<Box<str>>> {
     let mut key = columns.iter().filter(|column| column.primary_key > 0);
     let (Some(column), None) = (key.next(), key.next()) else { return Ok(None) };

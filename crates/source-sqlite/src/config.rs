@@ -10,7 +10,7 @@ pub struct SqliteConfig {
     /// The file. It must exist; a relative path is made absolute when the source is opened. Never read as a URI.
     pub path: PathBuf,
     /// How many snapshots may be open at a time; each holds one connection (about 3 file descriptors and up to 2 MiB of
-    /// cache). 64 unless told otherwise.
+    /// cache); with 0 every one is refused. 64 unless told otherwise.
     pub max_snapshots: usize,
     /// What to do about the file's journal mode; [`JournalMode::Wal`] unless told otherwise.
     pub journal_mode: JournalMode,

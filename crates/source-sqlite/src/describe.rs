@@ -1,65 +1,39 @@
 //! The columns of a statement, from what SQLite tells of their origin. Where it tells nothing, the answer is the wide one.
 
-use std::collections::HashMap;
 use std::ffi::CStr;
 
 use rusqlite::Statement as Prepared;
 use tidegate_core::port::{Column, ColumnType, Description, SourceError, Statement};
 
-use crate::catalogue::rowid_alias;
+use crate::catalogue::is_rowid;
 use crate::error::at_prepare;
 use crate::session::Session;
-use crate::statement::prepare;
+use crate::statement::{Checked, prepare};
 
 /// Prepares the statement and describes its columns. Parameters are not looked at.
 pub(crate) fn describe(session: &Session, statement: &Statement) -> Result<Description, SourceError> {
     let sql = &*statement.sql;
-    let prepared = prepare(session, sql)?;
-    let plain = !session.take_views() && is_plain(sql);
-    let mut aliases = HashMap::new();
+    let Checked { prepared, reads_view } = prepare(session, sql)?;
+    let plain = !reads_view && is_plain(sql);
     let columns = (0..prepared.column_count())
-        .map(|index| column(session, &prepared, index, plain, &mut aliases))
+        .map(|index| column(session, &prepared, index, plain))
         .collect::<rusqlite::Result<_>>()
         .map_err(|error| at_prepare(error, sql))?;
     Ok(Description { columns })
 }
 
-fn column(
-    session: &Session,
-    prepared: &Prepared<'_>,
-    index: usize,
-    plain: bool,
-    aliases: &mut HashMap<String, Option<Box<str>>>,
-) -> rusqlite::Result<Column> {
+fn column(session: &Session, prepared: &Prepared<'_>, index: usize, plain: bool) -> rusqlite::Result<Column> {
     let name = prepared.column_name(index)?.into();
     // Absent for an expression; an error for what has no table behind it, such as a table-valued function.
-    let Some((_, table, origin, declared, _, not_null, primary_key, _)) =
+    let Some((_, table, origin, declared, _, not_null, in_primary_key, _)) =
         prepared.column_metadata(index).unwrap_or(None)
     else {
         return Ok(Column { name, kind: ColumnType::Any, nullable: true, native_type: "".into() });
     };
     let declared = declared.map(CStr::to_string_lossy).unwrap_or_default();
-    let kind = affinity(&declared);
-    let never_null = plain
-        && (not_null
-            || (primary_key && {
-                let table = table.to_string_lossy().into_owned();
-                let alias = match aliases.get(&table) {
-                    Some(alias) => alias.clone(),
-                    None => {
-                        let alias = rowid_alias(session, &table)?;
-                        aliases.entry(table).or_insert(alias).clone()
-                    }
-                };
-                let origin = origin.to_string_lossy();
-                is_rowid_name(&origin) || alias.is_some_and(|alias| *alias == *origin)
-            }));
-    Ok(Column { name, kind, nullable: !never_null, native_type: declared.into() })
-}
-
-/// Whether a name is one of the rowid's own. SQLite gives `rowid` as the origin only where it is not shadowed.
-fn is_rowid_name(name: &str) -> bool {
-    name.eq_ignore_ascii_case("rowid")
+    let is_rowid = || is_rowid(session, &table.to_string_lossy(), &origin.to_string_lossy());
+    let never_null = plain && (not_null || (in_primary_key && is_rowid()?));
+    Ok(Column { name, kind: affinity(&declared), nullable: !never_null, native_type: declared.into() })
 }
 
 /// Whether the text certainly has no outer join, aggregate, subquery or set operation, each of which can give NULL for

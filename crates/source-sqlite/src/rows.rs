@@ -19,7 +19,7 @@ pub(crate) fn run(
     sink: &mut dyn RowSink,
     stop: &Arc<Stop>,
 ) -> Result<(), SourceError> {
-    let mut prepared = prepare(session, &statement.sql)?;
+    let mut prepared = prepare(session, &statement.sql)?.prepared;
     bind(&mut prepared, &statement.parameters)?;
     let columns = prepared.column_count();
     let mut rows = prepared.raw_query();

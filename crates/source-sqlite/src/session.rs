@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use rusqlite::config::DbConfig;
@@ -26,7 +27,7 @@ pub(crate) struct Session {
     pub(crate) connection: Connection,
     pub(crate) max_value_bytes: u64,
     denied: Denied,
-    views: Arc<Mutex<bool>>,
+    reads_view: Arc<AtomicBool>,
     _place: Option<OwnedSemaphorePermit>,
 }
 
@@ -38,14 +39,14 @@ impl Session {
         let mut connection = Connection::open_with_flags(&config.path, flags).map_err(at_open)?;
         pin(&connection, config).map_err(at_open)?;
         let denied = Denied::default();
-        let views = Arc::new(Mutex::new(false));
-        guard(&mut connection, Arc::clone(&denied), Arc::clone(&views)).map_err(at_open)?;
+        let reads_view = Arc::new(AtomicBool::new(false));
+        guard(&mut connection, Arc::clone(&denied), Arc::clone(&reads_view)).map_err(at_open)?;
         // Last: with a low bound SQLite could not read a long schema.
         let bound = i32::try_from(config.max_value_bytes).unwrap_or(i32::MAX);
         connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, bound).map_err(at_open)?;
         let max_value_bytes = connection.limit(Limit::SQLITE_LIMIT_LENGTH).map_err(at_open)?;
         let max_value_bytes = u64::try_from(max_value_bytes).unwrap_or(u64::MAX);
-        Ok(Self { connection, max_value_bytes, denied, views, _place: place })
+        Ok(Self { connection, max_value_bytes, denied, reads_view, _place: place })
     }
 
     /// Whether SQLite ended the transaction by itself, as it does after an I/O error: whatever is read next would come
@@ -65,14 +66,9 @@ impl Session {
         self.denied.lock().take()
     }
 
-    /// Keeps for the next [`Self::take_views`] that a view is read.
-    pub(crate) fn note_views(&self) {
-        *self.views.lock() = true;
-    }
-
-    /// Whether a statement that was prepared since the last call reads a view.
-    pub(crate) fn take_views(&self) -> bool {
-        std::mem::take(&mut *self.views.lock())
+    /// Whether a view was read by a statement that was prepared since the last call.
+    pub(crate) fn take_reads_view(&self) -> bool {
+        self.reads_view.swap(false, Ordering::Relaxed)
     }
 }
 
@@ -91,17 +87,23 @@ fn pin(connection: &Connection, config: &SqliteConfig) -> rusqlite::Result<()> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DML, false)?;
     connection.execute_batch("PRAGMA query_only = ON; PRAGMA cell_size_check = ON; BEGIN")?;
-    // `BEGIN` takes no snapshot; the first read does.
-    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+    // `BEGIN` takes no snapshot; the first read does. Virtual tables are those without a page of their own.
+    let mut names = connection.prepare("SELECT name FROM sqlite_schema WHERE type = 'table' AND rootpage = 0")?;
+    let names: Vec<String> = names.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    for name in names {
+        // Connects its module now, before the authorizer is there: some (R-tree) prepare their writes when they are
+        // connected, though they never run them for a read. A module that is missing is told to whoever reads the table.
+        let _ = connection.prepare(&format!("SELECT 1 FROM \"{}\"", name.replace('"', "\"\"")));
+    }
     connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
     connection.set_limit(Limit::SQLITE_LIMIT_WORKER_THREADS, 0)?;
     Ok(())
 }
 
-fn guard(connection: &mut Connection, denied: Denied, views: Arc<Mutex<bool>>) -> rusqlite::Result<()> {
+fn guard(connection: &mut Connection, denied: Denied, reads_view: Arc<AtomicBool>) -> rusqlite::Result<()> {
     connection.authorizer(Some(move |context: AuthContext<'_>| {
         if context.accessor.is_some() {
-            *views.lock() = true;
+            reads_view.store(true, Ordering::Relaxed);
         }
         if is_read(context.action) {
             Authorization::Allow
@@ -127,10 +129,12 @@ const SCHEMA_PRAGMAS: [&str; 11] = [
     "pragma_list",
 ];
 
-/// Pragmas that tell something when they are given no value, and change it when they are.
-const VALUE_PRAGMAS: [&str; 8] = [
+/// Pragmas that tell something when they are given no value, and change it when they are. Full-text and R-tree tables ask
+/// for `data_version` and `page_size` themselves.
+const VALUE_PRAGMAS: [&str; 9] = [
     "application_id",
     "compile_options",
+    "data_version",
     "encoding",
     "freelist_count",
     "page_count",

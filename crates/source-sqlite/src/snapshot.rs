@@ -80,7 +80,7 @@ fn attempt<T>(
     stop: &Arc<Stop>,
     work: impl FnOnce(&Session, &Arc<Stop>) -> Result<T, SourceError>,
 ) -> Result<T, SourceError> {
-    let session = guard.as_mut().ok_or(SourceError::SnapshotLost(None))?;
+    let session = guard.as_mut().filter(|session| !session.is_lost()).ok_or(SourceError::SnapshotLost(None))?;
     session.obey(stop).map_err(at_open)?;
     // A panic is a bug in here; it must cost this snapshot, and nobody else.
     let outcome = catch_unwind(AssertUnwindSafe(|| work(session, stop)));
@@ -130,5 +130,108 @@ impl QuerySnapshot for SqliteSnapshot {
             // SQLite's own close lets file descriptors and locks go: short, but not the runtime's.
             let _ = tokio::task::spawn_blocking(move || drop(session)).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SqliteConfig;
+    use tidegate_testkit::query_source_suite::{rows, statement};
+    use tidegate_testkit::{Gate, OwnedCell, block_on, collect_sink};
+
+    fn session() -> (tempfile::TempDir, Session) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.db");
+        rusqlite::Connection::open(&path)
+            .unwrap()
+            .execute_batch("create table t (x); insert into t values (1)")
+            .unwrap();
+        let session = Session::open(&SqliteConfig::new(path), None).unwrap();
+        (folder, session)
+    }
+
+    fn snapshot(session: Session) -> SqliteSnapshot {
+        SqliteSnapshot::new(SnapshotId::new("test"), session)
+    }
+
+    #[test]
+    fn a_transaction_that_sqlite_ended_is_a_lost_snapshot_and_never_a_newer_one() {
+        block_on(async {
+            let (_folder, session) = session();
+            // As SQLite does after an I/O error.
+            let none = None::<fn(rusqlite::hooks::AuthContext<'_>) -> rusqlite::hooks::Authorization>;
+            let mut session = session;
+            session.connection.authorizer(none).unwrap();
+            session.connection.execute_batch("rollback").unwrap();
+            let snapshot = snapshot(session);
+            let (sink, reader) = collect_sink(10);
+            let error = snapshot.stream(&statement("select x from t"), Box::new(sink)).await.unwrap_err();
+            assert!(matches!(error, SourceError::SnapshotLost(None)), "{error}");
+            assert_eq!(reader.pushed(), 0);
+            assert!(snapshot.describe(&statement("select x from t")).await.is_err());
+        });
+    }
+
+    #[test]
+    fn a_transaction_that_ends_under_a_run_makes_its_result_an_error() {
+        block_on(async {
+            let (_folder, mut session) = session();
+            let none = None::<fn(rusqlite::hooks::AuthContext<'_>) -> rusqlite::hooks::Authorization>;
+            session.connection.authorizer(none).unwrap();
+            let snapshot = snapshot(session);
+            let run = snapshot
+                .work(Place::OwnThread, |session, _| session.connection.execute_batch("rollback").map_err(at_open));
+            assert!(matches!(run.await, Err(SourceError::SnapshotLost(None))));
+        });
+    }
+
+    #[test]
+    fn a_panic_costs_its_snapshot_and_is_told() {
+        block_on(async {
+            let (_folder, session) = session();
+            let snapshot = snapshot(session);
+            let run = snapshot.work(Place::OwnThread, |_, _| -> Result<(), SourceError> { panic!("on purpose") });
+            assert!(matches!(run.await, Err(SourceError::Internal(None))));
+            let error = rows(&snapshot, &statement("select x from t")).await.unwrap_err();
+            assert!(matches!(error, SourceError::SnapshotLost(None)), "{error}");
+        });
+    }
+
+    #[test]
+    fn a_stop_that_comes_late_does_not_hit_the_next_run() {
+        block_on(async {
+            let (_folder, session) = session();
+            let snapshot = Arc::new(snapshot(session));
+            let gate = Gate::closed();
+            // The first run has ended on its thread, but its future, and the stop that it carries, is still there.
+            let late = tokio::spawn({
+                let (snapshot, gate) = (Arc::clone(&snapshot), gate.clone());
+                async move {
+                    let first = statement("select x from t");
+                    let (sink, reader) = collect_sink(10);
+                    let mut run = snapshot.stream(&first, Box::new(sink));
+                    assert!(futures::poll!(&mut run).is_pending());
+                    reader.wait_for_sink_gone().await;
+                    gate.pass().await;
+                    drop(run);
+                }
+            });
+            let (sink, reader) = collect_sink(10);
+            let endless = statement(
+                "with recursive c(x) as (select 1 union all select x + 1 from c) select x from c where x <= 2 or x = 3000000",
+            );
+            let next = tokio::spawn({
+                let snapshot = Arc::clone(&snapshot);
+                async move { snapshot.stream(&endless, Box::new(sink)).await }
+            });
+            reader.wait_for_pushed(2).await;
+            gate.open();
+            late.await.unwrap();
+            reader.wait_for_pushed(3).await;
+            assert_eq!(reader.drain().pop().unwrap(), [OwnedCell::Integer(3_000_000)]);
+            next.abort();
+            reader.wait_for_sink_gone().await;
+        });
     }
 }

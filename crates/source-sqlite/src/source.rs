@@ -37,7 +37,7 @@ impl SqliteSource {
     pub fn open(mut config: SqliteConfig) -> Result<Self, SourceError> {
         // Absolute: a later change of the folder does not matter, and SQLite cannot take the name for a URI or `:memory:`.
         config.path = std::path::absolute(&config.path).map_err(|error| SourceError::Unavailable(Box::new(error)))?;
-        config.max_snapshots = config.max_snapshots.clamp(1, Semaphore::MAX_PERMITS);
+        config.max_snapshots = config.max_snapshots.min(Semaphore::MAX_PERMITS);
         let session = Session::open(&config, None)?;
         let mode = journal_mode(&session.connection);
         drop(session);

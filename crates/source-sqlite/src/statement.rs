@@ -7,8 +7,15 @@ use tidegate_core::port::{Parameter, SourceError, StatementRefused};
 use crate::error::{at_prepare, refused};
 use crate::session::Session;
 
+/// The one statement of a text, which reads.
+pub(crate) struct Checked<'s> {
+    pub(crate) prepared: Prepared<'s>,
+    /// Whether it reads a view, whose own text was not seen.
+    pub(crate) reads_view: bool,
+}
+
 /// Prepares the one statement in `sql`.
-pub(crate) fn prepare<'s>(session: &'s Session, sql: &str) -> Result<Prepared<'s>, SourceError> {
+pub(crate) fn prepare<'s>(session: &'s Session, sql: &str) -> Result<Checked<'s>, SourceError> {
     if let Some(at) = sql.find('\0') {
         // SQLite would take the text before it and ignore the rest.
         let position = u32::try_from(sql[..at].chars().count() + 1).ok();
@@ -16,14 +23,14 @@ pub(crate) fn prepare<'s>(session: &'s Session, sql: &str) -> Result<Prepared<'s
         return Err(SourceError::Syntax(StatementRefused { native_code: "SQLITE_ERROR".into(), message, position }));
     }
     session.take_denied();
-    session.take_views();
+    session.take_reads_view();
     let mut batch = Batch::new(&session.connection, sql);
     let prepared = match batch.next() {
         Ok(Some(prepared)) => prepared,
         Ok(None) => return Err(SourceError::Empty),
         Err(error) => return Err(denied(session, &error, sql).unwrap_or_else(|| at_prepare(error, sql))),
     };
-    let views = session.take_views();
+    let reads_view = session.take_reads_view();
     // Whatever follows and is not space or a comment, even if it does not parse, is another statement.
     if !matches!(batch.next(), Ok(None)) {
         session.take_denied();
@@ -34,10 +41,7 @@ pub(crate) fn prepare<'s>(session: &'s Session, sql: &str) -> Result<Prepared<'s
         let native_code = "SQLITE_READONLY".into();
         return Err(SourceError::ReadOnly(StatementRefused { native_code, message, position: None }));
     }
-    if views {
-        session.note_views();
-    }
-    Ok(prepared)
+    Ok(Checked { prepared, reads_view })
 }
 
 /// The refusal of the authorizer, in words that say what was tried.

@@ -58,9 +58,9 @@ fn a_deleted_file_serves_its_open_snapshots_and_no_new_ones() {
     });
 }
 
-/// A database outside of WAL, so that every page is read from the file, with a stream that stands at its tenth row while
-/// `damage` is done. Gives the error with which the stream went on, and checks the rows before it.
-async fn damaged(damage: impl FnOnce(&Path)) -> Option<SourceError> {
+/// A database of which every page is read from the file, with a stream that stands at its tenth row while `damage` is
+/// done. Gives the error with which the stream went on, and checks the rows before it.
+async fn damaged(mode: JournalMode, damage: impl FnOnce(&Path)) -> Option<SourceError> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("damaged.db");
     let fill = "create table item (id integer primary key, name text not null, n integer);
@@ -68,7 +68,7 @@ async fn damaged(damage: impl FnOnce(&Path)) -> Option<SourceError> {
                 insert into item select id, 'item ' || id, iif(id % 7 = 0, null, id * 10) from c";
     rusqlite::Connection::open(&path).unwrap().execute_batch(fill).unwrap();
     let mut config = SqliteConfig::new(&path);
-    config.journal_mode = JournalMode::Keep;
+    config.journal_mode = mode;
     let source = SqliteSource::open(config).unwrap();
     let snapshot = source.open().await.unwrap();
     let (sink, reader) = collect_sink(10);
@@ -110,17 +110,20 @@ fn outside(program: &str, arguments: &[&str], path: &Path) {
 
 #[test]
 fn a_file_that_is_cut_off_under_a_stream_ends_it_with_an_error() {
-    block_on(async {
-        let error = damaged(|path| outside("truncate", &["-s", "16384"], path)).await.expect("the rows are gone");
-        assert!(matches!(error.code(), "source_corrupt" | "snapshot_lost"), "{error}");
-    });
+    for mode in [JournalMode::Keep, JournalMode::Wal] {
+        block_on(async {
+            let cut = damaged(mode, |path| outside("truncate", &["-s", "16384"], path)).await;
+            let error = cut.expect("the rows are gone");
+            assert!(matches!(error.code(), "source_corrupt" | "snapshot_lost"), "{error}");
+        });
+    }
 }
 
 #[test]
 fn pages_that_are_overwritten_under_a_stream_end_it_as_corrupt() {
     for byte in [0x00, 0xff, 0x2a] {
         block_on(async {
-            let error = damaged(|path| {
+            let error = damaged(JournalMode::Keep, |path| {
                 let length = fs::metadata(path).unwrap().len();
                 let mut file = OpenOptions::new().write(true).open(path).unwrap();
                 file.seek(SeekFrom::Start(length / 2 / 4096 * 4096)).unwrap();
@@ -138,7 +141,7 @@ fn pages_that_are_overwritten_under_a_stream_end_it_as_corrupt() {
 #[test]
 fn a_file_that_is_replaced_under_a_stream_is_not_seen_by_it() {
     block_on(async {
-        let error = damaged(|path| {
+        let error = damaged(JournalMode::Keep, |path| {
             fs::rename(path, path.with_extension("old")).unwrap();
             fs::write(path, "something else").unwrap();
         })

@@ -1,5 +1,6 @@
 //! What a statement may not do, and how that is said.
 
+use proptest::prelude::*;
 use tidegate_core::Failure;
 use tidegate_core::port::SourceError;
 use tidegate_testkit::block_on;
@@ -84,4 +85,83 @@ fn a_trigger_or_view_in_the_file_cannot_write_either() {
         assert!(matches!(error, SourceError::ReadOnly(_)), "{error}");
         assert!(world.query("select * from v").await.is_ok());
     });
+}
+
+#[test]
+fn full_text_and_r_tree_tables_can_be_read() {
+    block_on(async {
+        let world = SqliteWorld::with(
+            "create virtual table five using fts5(body); insert into five values ('some words'), ('others');
+             create virtual table four using fts4(body); insert into four values ('some words'), ('others');
+             create virtual table boxes using rtree(id, x0, x1); insert into boxes values (1, 0, 1), (2, 5, 6)",
+        );
+        for sql in [
+            "select body, rank from five where five match 'words'",
+            "select snippet(four) from four where body match 'words'",
+            "select id from boxes where x1 < 3",
+        ] {
+            assert_eq!(world.query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}")).len(), 1, "{sql}");
+        }
+    });
+}
+
+/// Pieces of which a statement, or nearly one, is put together.
+const PIECES: [&str; 32] = [
+    "select",
+    "delete from",
+    "insert into",
+    "update",
+    "item",
+    "id",
+    "from",
+    "where",
+    "*",
+    ",",
+    ";",
+    "(",
+    ")",
+    "'",
+    "\"",
+    "--",
+    "/*",
+    "*/",
+    "1",
+    "values",
+    "with x as",
+    "returning",
+    "pragma",
+    "user_version",
+    "=",
+    "begin",
+    "commit",
+    "attach",
+    "drop table",
+    "vacuum",
+    "\n",
+    "\u{fc}",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_text_whatever_writes_or_panics(
+        pieces in prop::collection::vec(prop::sample::select(&PIECES[..]), 0..9), noise in any::<String>()
+    ) {
+        thread_local! {
+            static WORLD: SqliteWorld = SqliteWorld::with("create table item (id integer primary key); insert into item values (1)");
+        }
+        WORLD.with(|world| {
+            let before = std::fs::read(&world.path).unwrap();
+            block_on(async {
+                for sql in [pieces.join(" "), format!("{} {noise}", pieces.join(" ")), noise.clone()] {
+                    if let Err(error) = world.query(&sql).await {
+                        assert_ne!(error.code(), "internal", "{sql:?}: {error}");
+                        assert_ne!(error.code(), "snapshot_lost", "{sql:?}: {error}");
+                    }
+                }
+            });
+            assert_eq!(std::fs::read(&world.path).unwrap(), before);
+        });
+    }
 }

@@ -110,3 +110,22 @@ fn snapshot_ids_are_unique_and_tell_the_kind() {
         assert_ne!(one.id(), other.id());
     });
 }
+
+#[test]
+fn neither_a_checkpoint_nor_a_vacuum_reaches_a_snapshot() {
+    block_on(async {
+        let world = SqliteWorld::fresh(2_000).await.unwrap();
+        let snapshot = world.snapshot().await;
+        let writer = world.writer();
+        writer.busy_timeout(std::time::Duration::ZERO).unwrap();
+        writer.execute_batch("delete from item where id % 2 = 0; update item set name = 'x'; vacuum").unwrap();
+        for checkpoint in ["passive", "full", "restart", "truncate"] {
+            // Those that would overwrite what the snapshot still needs give up by themselves.
+            let _ = writer.query_row(&format!("pragma wal_checkpoint({checkpoint})"), [], |_| Ok(()));
+            assert_eq!(rows(&*snapshot, &statement(ALL)).await.unwrap(), items(2_000), "{checkpoint}");
+        }
+        snapshot.close().await;
+        let busy: i64 = writer.query_row("pragma wal_checkpoint(truncate)", [], |row| row.get(0)).unwrap();
+        assert_eq!(busy, 0, "a closed snapshot still holds the log back");
+    });
+}

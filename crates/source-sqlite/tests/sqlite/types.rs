@@ -1,5 +1,6 @@
 //! Every value comes as it is stored: no rounding, no repair, no guess.
 
+use proptest::prelude::*;
 use tidegate_core::port::{ColumnType, Parameter, SinkError, SourceError};
 use tidegate_testkit::OwnedCell::{Blob, Integer, InvalidText, Null, Real};
 use tidegate_testkit::query_source_suite::{rows, statement, statement_with};
@@ -121,6 +122,8 @@ fn a_column_is_promised_never_null_only_where_nothing_can_null_it() {
              create table d (id integer primary key desc, a text not null);
              create table p (x integer, y integer, primary key (x, y));
              create table w (k text primary key) without rowid;
+             create table s (rowid text primary key);
+             create table n (x);
              create view v as select t.id, d.a from t left join d on d.id = t.id",
         );
         let nullable = async |sql: &str| -> Vec<bool> {
@@ -130,6 +133,8 @@ fn a_column_is_promised_never_null_only_where_nothing_can_null_it() {
         assert_eq!(nullable("select id, a from d").await, [true, false], "DESC makes it an ordinary column");
         assert_eq!(nullable("select x, y from p").await, [true, true]);
         assert_eq!(nullable("select k from w").await, [false]);
+        assert_eq!(nullable("select rowid, oid from s").await, [true, true], "a column has taken the name");
+        assert_eq!(nullable("select rowid, x from n").await, [false, true]);
         for sql in [
             "select t.id, d.a from t left join d on d.id = t.id",
             "select id, a from v",
@@ -194,4 +199,21 @@ fn a_value_above_the_bound_is_refused_before_it_takes_memory() {
         assert!(matches!(error, SourceError::Parameter { index: 1, .. }), "{error}");
         assert_eq!(rows(&*snapshot, &statement("select id from t where id = 1")).await.unwrap().len(), 1);
     });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_value_comes_back_as_it_was_stored(
+        i in any::<i64>(), r in any::<f64>().prop_filter("NaN is NULL", |r| !r.is_nan()), s in any::<String>(), b in any::<Vec<u8>>()
+    ) {
+        block_on(async {
+            let world = SqliteWorld::with("create table t (i integer, r, s text, b blob)");
+            // SQLite itself stores -0.0 as 0 in a column that is declared REAL: `r` has no type.
+            world.writer().execute("insert into t values (?1, ?2, ?3, ?4)", (i, r, &s, &b)).unwrap();
+            let row = vec![Integer(i), Real(r), OwnedCell::text(&s), Blob(b.into())];
+            assert_eq!(world.query("select * from t").await.unwrap(), [row]);
+        });
+    }
 }
