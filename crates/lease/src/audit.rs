@@ -1,5 +1,5 @@
-//! The audit events and the way to the sink. An event has no place for a cursor, a token or a row, and emitting one never
-//! fails, never blocks and never ends what it reports on.
+//! The audit events and the way to the sink. An event has no place for a cursor, a token or a row, and emitting one
+//! never fails, never blocks and never ends what it reports on.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

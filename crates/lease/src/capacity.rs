@@ -1,5 +1,5 @@
-//! Capacity: how many things may be in use at one time, in all and by one owner. Taking one gives a [`Slot`]; the slot's
-//! drop gives it back. It never waits, never queues, and never takes back what was given.
+//! Capacity: how many things may be in use at one time, in all and by one owner. Taking one gives a [`Slot`]; the
+//! slot's drop gives it back. It never waits, never queues, and never takes back what was given.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -112,8 +112,8 @@ impl Capacity {
         Arc::new(Self { counters: Mutex::new(Counters { bounds, in_use: 0, by_owner: HashMap::new() }) })
     }
 
-    /// Changes the bounds for whoever comes next. What is taken stays taken: after lowering, more may be in use than the
-    /// bound until enough slots were dropped.
+    /// Changes the bounds for whoever comes next. What is taken stays taken: after lowering, more may be in use than
+    /// the bound until enough slots were dropped.
     pub fn set_bounds(&self, bounds: CapacityBounds) {
         self.counters.lock().bounds = bounds;
     }
@@ -161,8 +161,8 @@ impl Capacity {
     }
 }
 
-/// One unit of a [`Capacity`], in use until it is dropped, on whichever way that happens: a return, a panic, or a future that
-/// is dropped half-way.
+/// One unit of a [`Capacity`], in use until it is dropped, on whichever way that happens: a return, a panic, or a
+/// future that is dropped half-way.
 #[derive(Debug)]
 #[must_use = "dropping the slot gives it back at once"]
 pub struct Slot {

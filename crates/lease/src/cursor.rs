@@ -21,7 +21,8 @@ pub struct CursorBounds {
     pub live_max: usize,
     /// Ended cursors that are remembered at one time; beyond it the one that ended first is forgotten. 0 = none.
     pub tombstone_max: usize,
-    /// How long an ended cursor is remembered. The first [`CursorTable::sweep`] or [`CursorTable::end`] after it forgets it.
+    /// How long an ended cursor is remembered. The first [`CursorTable::sweep`] or [`CursorTable::end`] after it
+    /// forgets it.
     pub keep: Duration,
 }
 
@@ -76,7 +77,8 @@ pub enum CursorRefused {
         /// The bound.
         limit: usize,
     },
-    /// The table knows this token, living or ended. With 192 random bits that does not happen: the randomness is broken.
+    /// The table knows this token, living or ended. With 192 random bits that does not happen: the randomness is
+    /// broken.
     #[error("a cursor was drawn twice")]
     Taken,
 }
@@ -103,8 +105,8 @@ type OwnerDigest = [u8; 32];
 /// The table. Every call costs O(1), a sweep that for each cursor that it forgets.
 ///
 /// A look-up does the same for a token that is unknown and for one that is a stranger's: two hashes, one probe of the
-/// map, two constant-time comparisons. What the probe's time could tell is about the SHA-256 of a token under a randomly
-/// keyed hash, so nobody can feel their way to a token byte by byte.
+/// map, two constant-time comparisons. What the probe's time could tell is about the SHA-256 of a token under a
+/// randomly keyed hash, so nobody can feel their way to a token byte by byte.
 #[derive(Debug)]
 pub struct CursorTable<T> {
     bounds: CursorBounds,
@@ -164,8 +166,8 @@ impl<T: Clone> CursorTable<T> {
         }
     }
 
-    /// Ends a cursor and gives what it stood for. `None` if it has ended before (the first end stays) or is not known. It
-    /// does not ask whose it is: look it up first where that matters.
+    /// Ends a cursor and gives what it stood for. `None` if it has ended before (the first end stays) or is not
+    /// known. It does not ask whose it is: look it up first where that matters.
     pub fn end(&mut self, token: &CursorToken, end: CursorEnd, now: Moment) -> Option<T> {
         self.end_key(&CursorKey::of(token), end, now)
     }

@@ -1,4 +1,5 @@
-//! The settings that can change at run time, and the copy that a stream keeps. It never changes a copy that was given out.
+//! The settings that can change at run time, and the copy that a stream keeps. It never changes a copy that was given
+//! out.
 //!
 //! No combination of settings is refused, because every one of them is enforced by itself and the tighter one wins:
 //! `stream.max_per_principal` above `stream.max_global` means that one principal can use everything;
@@ -38,9 +39,9 @@ impl SettingsCell {
         *self.current.read()
     }
 
-    /// Sets all of these values in one step, or none: on an error nothing was changed. Where a key stands twice, the later
-    /// value counts and the earlier is checked all the same. Gives what differs from before, each key once, in the order of
-    /// [`Settings::ALL`]; a value that is what it was is no change.
+    /// Sets all of these values in one step, or none: on an error nothing was changed. Where a key stands twice, the
+    /// later value counts and the earlier is checked all the same. Gives what differs from before, each key once, in
+    /// the order of [`Settings::ALL`]; a value that is what it was is no change.
     pub fn patch(&self, values: &[(&str, u64)]) -> Result<Vec<SettingChange>, SettingError> {
         let mut current = self.current.write();
         let before = *current;

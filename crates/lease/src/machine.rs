@@ -1,5 +1,5 @@
-//! The one lease machine: who holds what, until when, under which epoch. It never reads a clock, draws a number, waits or
-//! calls anybody: time is an argument, and every answer is a value. The README has its state table.
+//! The one lease machine: who holds what, until when, under which epoch. It never reads a clock, draws a number,
+//! waits or calls anybody: time is an argument, and every answer is a value. The README has its state table.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -167,11 +167,12 @@ pub struct HeldLease<'a, R> {
 
 /// The machine. Every command costs O(log n) in what is held and remembered; a sweep that for each lease that it ends.
 ///
-/// **Epochs never go back, and memory is bounded.** A resource that nobody holds is remembered with its last epoch. When too
-/// many are, the one that ended first is forgotten, and the machine keeps one number for all of those: the highest epoch
-/// that it ever forgot. A resource that it does not know starts above that number. So a forgotten resource that comes
-/// back gets a higher epoch than it ever had, and the price is that a new resource need not start at [`Epoch::FIRST`].
-/// (Fencing tokens: Gray and Cheriton 1989 for leases, Burrows 2006, "The Chubby lock service", for sequencers.)
+/// **Epochs never go back, and memory is bounded.** A resource that nobody holds is remembered with its last epoch.
+/// When too many are, the one that ended first is forgotten, and the machine keeps one number for all of those: the
+/// highest epoch that it ever forgot. A resource that it does not know starts above that number. So a forgotten
+/// resource that comes back gets a higher epoch than it ever had, and the price is that a new resource need not start
+/// at [`Epoch::FIRST`]. (Fencing tokens: Gray and Cheriton 1989 for leases, Burrows 2006, "The Chubby lock service",
+/// for sequencers.)
 #[derive(Debug, Clone)]
 pub struct LeaseMachine<R> {
     bounds: MachineBounds,
@@ -221,15 +222,15 @@ impl<R: Eq + Hash + Clone> LeaseMachine<R> {
         }
     }
 
-    /// A machine whose epochs all lie above `floor`: for one that goes on where another, whose [`Self::highest_epoch`] was
-    /// kept, left off.
+    /// A machine whose epochs all lie above `floor`: for one that goes on where another, whose
+    /// [`Self::highest_epoch`] was kept, left off.
     #[must_use]
     pub fn above(bounds: MachineBounds, floor: Epoch) -> Self {
         Self { floor: Some(floor), ..Self::new(bounds) }
     }
 
-    /// Applies one command at this time. A time before that of an earlier command counts as that of the earlier one: no time has
-    /// passed. At its deadline a lease is expired.
+    /// Applies one command at this time. A time before that of an earlier command counts as that of the earlier one:
+    /// no time has passed. At its deadline a lease is expired.
     pub fn apply(&mut self, now: Moment, command: Command<R>) -> Outcome<R> {
         self.now = self.now.max(now);
         match command {
@@ -391,8 +392,8 @@ impl<R: Eq + Hash + Clone> LeaseMachine<R> {
         Outcome::Swept { expired, more }
     }
 
-    /// Ends the lease on a resource that is held, and forgets the resource that ended first if there are too many. Gives the
-    /// epoch and the state before.
+    /// Ends the lease on a resource that is held, and forgets the resource that ended first if there are too many.
+    /// Gives the epoch and the state before.
     fn end(&mut self, resource: R, how: End) -> Option<(Epoch, State)> {
         let ticket = self.next_ticket();
         let entry = self.resources.get_mut(&resource)?;

@@ -1,5 +1,5 @@
-//! The capacity under every interleaving of two or three threads: the caps are never exceeded, and nothing leaks. Run by
-//! `RUSTFLAGS="--cfg loom" cargo test -p tidegate-lease --release --lib loom`.
+//! The capacity under every interleaving of two or three threads: the caps are never exceeded, and nothing leaks. Run
+//! by `RUSTFLAGS="--cfg loom" cargo test -p tidegate-lease --release --lib loom`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,7 +11,8 @@ fn owner(subject: &str) -> Owner {
     Owner { tenant: "acme".into(), subject: subject.into() }
 }
 
-/// What threads hold by their own count. Not one of loom's atomics on purpose: it watches and must add no interleavings.
+/// What threads hold by their own count. Not one of loom's atomics on purpose: it watches and must add no
+/// interleavings.
 #[derive(Default)]
 struct Witness {
     all: AtomicU64,

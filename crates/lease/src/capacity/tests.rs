@@ -1,4 +1,5 @@
-//! The capacity's promises without loom: every way out gives the slot back, and the map of owners stays as small as its use.
+//! The capacity's promises without loom: every way out gives the slot back, and the map of owners stays as small as
+//! its use.
 
 use super::*;
 use proptest::prelude::*;

@@ -140,6 +140,9 @@ enum Step {
     Sweep,
 }
 
+/// Number, owner, and the end with the time from which it is forgotten.
+type Row = (u64, usize, Option<(CursorEnd, i64)>);
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1_000, ..ProptestConfig::default() })]
 
@@ -157,8 +160,7 @@ proptest! {
         let owners = [ann(), owner("acme", "bob")];
         let ends = [CursorEnd::Cancelled, CursorEnd::Expired, CursorEnd::Released];
         let mut table = table(live_max, tombstone_max, keep_ms);
-        // Number, owner, and the end with the time from which it is forgotten.
-        let mut list: Vec<(u64, usize, Option<(CursorEnd, i64)>)> = Vec::new();
+        let mut list: Vec<Row> = Vec::new();
         let mut clock = 100_i64;
         for (moved, step) in steps {
             clock = (clock + moved).max(0);

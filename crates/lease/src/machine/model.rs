@@ -25,8 +25,10 @@ fn step() -> impl Strategy<Value = (i64, Step)> {
     let back = || prop_oneof![1 => Just(0_u64), 6 => Just(1), 2 => 2..4_u64];
     let ttl = || prop_oneof![1 => Just(0_u64), 8 => 1..60_u64, 1 => Just(u64::MAX)];
     let step = prop_oneof![
-        4 => (resource(), 0..3_u8, ttl()).prop_map(|(resource, holder, ttl_ms)| Step::Acquire { resource, holder, ttl_ms }),
-        2 => (resource(), 0..3_u8, ttl()).prop_map(|(resource, holder, ttl_ms)| Step::Fence { resource, holder, ttl_ms }),
+        4 => (resource(), 0..3_u8, ttl())
+            .prop_map(|(resource, holder, ttl_ms)| Step::Acquire { resource, holder, ttl_ms }),
+        2 => (resource(), 0..3_u8, ttl())
+            .prop_map(|(resource, holder, ttl_ms)| Step::Fence { resource, holder, ttl_ms }),
         3 => (resource(), back(), ttl()).prop_map(|(resource, back, ttl_ms)| Step::Renew { resource, back, ttl_ms }),
         2 => (resource(), back()).prop_map(|(resource, back)| Step::Release { resource, back }),
         2 => (resource(), back()).prop_map(|(resource, back)| Step::Check { resource, back }),
@@ -247,7 +249,10 @@ proptest! {
                 (Outcome::Released, Command::Release { resource, epoch }) => {
                     ends.insert((*resource, *epoch));
                 }
-                (Outcome::Renewed { .. } | Outcome::Held { .. }, Command::Renew { resource, epoch, .. } | Command::Check { resource, epoch }) => {
+                (
+                    Outcome::Renewed { .. } | Outcome::Held { .. },
+                    Command::Renew { resource, epoch, .. } | Command::Check { resource, epoch },
+                ) => {
                     prop_assert!(!ends.contains(&(*resource, *epoch)), "an ended lease came back");
                     prop_assert_eq!(highest[usize::from(*resource)], epoch.get(), "a fenced lease is held");
                 }
@@ -265,7 +270,8 @@ proptest! {
                 model.rows.iter().map(|row| row.epoch).chain([model.floor]).max()
             );
             for resource in 0..RESOURCES {
-                let held = machine.find(now, &resource).map(|lease| (lease.epoch.get(), lease.holder.clone(), lease.expires_at));
+                let held = machine.find(now, &resource);
+                let held = held.map(|lease| (lease.epoch.get(), lease.holder.clone(), lease.expires_at));
                 let row = model.row(resource).filter(|row| row.end.is_none() && row.deadline > model.now);
                 prop_assert_eq!(held, row.map(|row| (row.epoch, holder(row.holder), row.deadline)));
             }
