@@ -1,5 +1,7 @@
 //! Shared parts of the benchmarks: the rows that they encode. It measures nothing itself and reads no clock.
 
+pub mod report;
+
 use bytes::BytesMut;
 use serde::Serialize;
 use tidegate_core::port::{Cell, CellWriter, Column, ColumnType};
