@@ -82,8 +82,8 @@ impl QueryService {
             clock: parts.clock,
             entropy: parts.entropy,
             auditor: parts.auditor,
-            stream_slots: Capacity::new(stream_bounds(&settings)),
-            lease_slots: Capacity::new(lease_bounds(&settings)),
+            stream_slots: Capacity::new(CapacityBounds::of_streams(&settings)),
+            lease_slots: Capacity::new(CapacityBounds::of_leases(&settings)),
             settings: parts.settings,
             machine: Mutex::new(LeaseMachine::new(MachineBounds::default())),
             cursors: Mutex::new(CursorTable::new(CursorBounds::default())),
@@ -197,8 +197,13 @@ impl Inner {
         let recipe =
             Recipe { snapshot: Arc::clone(&snapshot), statement, encoder, settings, clock: Arc::clone(&self.clock) };
         let mut feed = Feed::new(recipe);
+        let full = || {
+            let (limit, current) = (settings.limits_lease_max_global(), self.leases.lock().len() as u64);
+            LeasesExhausted { limit, current, setting: "limits.lease_max_global" }
+        };
+        let epoch = self.acquire(id, &who.owner).ok_or_else(full)?;
         feed.start();
-        let signal = watch::Sender::new(Signal { epoch: Epoch::FIRST, end: None, resumes: 0 });
+        let signal = watch::Sender::new(Signal { epoch, end: None, resumes: 0 });
         let leased = Arc::new(Leased {
             id,
             cursor: judgement.is_ok().then(|| CursorKey::of(&token)),
@@ -212,15 +217,15 @@ impl Inner {
             settings,
             opened_at: self.clock.timestamp(),
             feed: tokio::sync::Mutex::new(feed),
-            seat: Mutex::new(Seat { epoch: Epoch::FIRST, slot: Some(slot), left_at: None }),
+            seat: Mutex::new(Seat { epoch, slot: Some(slot), left_at: None }),
             signal,
             sent_rows: AtomicU64::new(0),
             completed: AtomicBool::new(false),
             _lease_slot: lease_slot,
         });
         if !self.register(&leased, &token) {
-            let (limit, current) = (settings.limits_lease_max_global(), self.leases.lock().len() as u64);
-            return Err(LeasesExhausted { limit, current, setting: "limits.lease_max_global" }.into());
+            let _released = self.machine.lock().apply(self.clock.now(), Command::Release { resource: id, epoch });
+            return Err(full().into());
         }
         metrics::counter!("tidegate_stream_opened_total", "kind" => "open").increment(1);
         self.auditor.emit(
@@ -234,7 +239,7 @@ impl Inner {
             },
         );
         let cursor = leased.cursor.map(|_| token);
-        Ok(self.read(leased, cursor, Epoch::FIRST, PrefixHasher::new(), who))
+        Ok(self.read(leased, cursor, epoch, PrefixHasher::new(), who))
     }
 
     async fn resume(self: &Arc<Self>, who: &Principal, request: ResumeRequest) -> Result<QueryStream, ResumeError> {
@@ -300,6 +305,7 @@ impl Inner {
             let slot = self.stream_slot(&who.owner, &settings).inspect_err(|refused| self.refused(who, refused))?;
             seat.slot = Some(slot);
         }
+        let fenced = seat.epoch;
         let Some(epoch) = self.fence(leased, Duration::MAX) else {
             // It ended between the look-up and here.
             seat.slot = None;
@@ -310,7 +316,6 @@ impl Inner {
         drop(seat);
         leased.signal.send_modify(|signal| signal.epoch = epoch);
         if was_read {
-            let fenced = Epoch::new(epoch.get().saturating_sub(1));
             self.auditor.emit(Some(&who.owner), AuditEvent::LeaseFenced { lease: leased.id, epoch: fenced });
         }
         Ok(epoch)
@@ -407,22 +412,23 @@ impl Inner {
         tokio::spawn(async move { leased.close().await });
     }
 
-    /// Makes a lease known. `false` (and nothing known) where the machine or the table of cursors is full, which their
-    /// bounds, being those of the lease slots' setting, rule out; or where random bits came twice.
+    /// The first epoch of a new lease: above every epoch that the machine has forgotten, so not always 1. `None` where the
+    /// machine is full, which the bound of the lease slots rules out.
+    fn acquire(&self, id: LeaseId, holder: &Owner) -> Option<Epoch> {
+        let acquire = Command::Acquire { resource: id, holder: holder.clone(), ttl: Duration::MAX };
+        match self.machine.lock().apply(self.clock.now(), acquire) {
+            Outcome::Acquired { epoch, .. } => Some(epoch),
+            _ => None,
+        }
+    }
+
+    /// Makes a lease known. `false`, and nothing is, where the table of cursors is full, which the bound of the lease slots
+    /// rules out.
     fn register(&self, leased: &Arc<Leased>, token: &CursorToken) -> bool {
-        let (resource, now) = (leased.id, self.clock.now());
-        let acquire = Command::Acquire { resource, holder: leased.owner.clone(), ttl: Duration::MAX };
-        if !matches!(self.machine.lock().apply(now, acquire), Outcome::Acquired { .. }) {
+        if leased.cursor.is_some() && self.cursors.lock().insert(token, &leased.owner, Arc::clone(leased)).is_err() {
             return false;
         }
-        if leased.cursor.is_some() {
-            let inserted = self.cursors.lock().insert(token, &leased.owner, Arc::clone(leased));
-            if inserted.is_err() {
-                let _released = self.machine.lock().apply(now, Command::Release { resource, epoch: Epoch::FIRST });
-                return false;
-            }
-        }
-        self.leases.lock().insert(resource, Arc::clone(leased));
+        self.leases.lock().insert(leased.id, Arc::clone(leased));
         metrics::gauge!("tidegate_lease_held").increment(1.0);
         true
     }
@@ -453,12 +459,12 @@ impl Inner {
         owner: &Owner,
         settings: &Settings,
     ) -> Result<Slot, tidegate_lease::capacity::CapacityExhausted> {
-        self.stream_slots.set_bounds(stream_bounds(settings));
+        self.stream_slots.set_bounds(CapacityBounds::of_streams(settings));
         self.stream_slots.try_acquire(owner)
     }
 
     fn lease_slot(&self, owner: &Owner, settings: &Settings) -> Result<Slot, OpenError> {
-        self.lease_slots.set_bounds(lease_bounds(settings));
+        self.lease_slots.set_bounds(CapacityBounds::of_leases(settings));
         loop {
             let refused = match self.lease_slots.try_acquire(owner) {
                 Ok(slot) => return Ok(slot),
@@ -592,12 +598,4 @@ fn check_bounds(request: &OpenRequest, settings: &Settings) -> Result<(), OpenEr
         return Err(OpenError::TooManyParameters { given, limit });
     }
     Ok(())
-}
-
-fn stream_bounds(settings: &Settings) -> CapacityBounds {
-    CapacityBounds { global: settings.stream_max_global(), per_owner: settings.stream_max_per_principal() }
-}
-
-fn lease_bounds(settings: &Settings) -> CapacityBounds {
-    CapacityBounds { global: settings.limits_lease_max_global(), per_owner: settings.limits_lease_max_per_principal() }
 }

@@ -150,6 +150,27 @@ fn a_thousand_streams_opened_and_dropped_cancelled_or_expired_leave_nothing() {
     });
 }
 
+/// The machine forgets ended leases beyond a bound, and new ones then begin at a higher epoch: nothing may rely on the first.
+#[test]
+fn after_five_thousand_leases_a_cancel_still_frees_everything_at_once() {
+    block_on(async {
+        let world = World::new(Script::numbers(10_000));
+        for _ in 0..5_000 {
+            let mut stream = world.open(&world.me).await.unwrap();
+            let cursor = CursorToken::parse(&read_rows(&mut stream, 0).await.cursor()).unwrap();
+            world.service.cancel(&world.me, &cursor).await.unwrap();
+        }
+        let mut stream = world.open(&world.me).await.unwrap();
+        let read = read_rows(&mut stream, 1).await;
+        assert!(world.service.leases(&world.me)[0].epoch > 1);
+        let mut second = world.resume(&world.me, &read.cursor(), &read.rows).await.unwrap();
+        assert_eq!(read_to_end(&mut stream).await.code(), "cursor_taken_over");
+        world.service.cancel(&world.me, &CursorToken::parse(&read.cursor()).unwrap()).await.unwrap();
+        assert_eq!(read_to_end(&mut second).await.status(), "cancelled");
+        world.until_at_rest().await;
+    });
+}
+
 #[test]
 fn a_stream_that_cannot_be_resumed_says_why_and_ends_with_its_reader() {
     block_on(async {
