@@ -1,7 +1,9 @@
 #![doc = include_str!("../README.md")]
 #![allow(clippy::disallowed_methods, reason = "the composition root reads the real clock")]
 
+pub mod audit;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod demo;
 pub mod output;

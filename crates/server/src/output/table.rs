@@ -1,5 +1,6 @@
-//! A table in pages. The first page's rows give the widths, which then stay, so that a result of any length is one table and
-//! needs the memory of one page. A cell that is too wide ends with `…`: nothing is cut in silence.
+//! A table in pages: a result of any length is one table and needs the memory of one page. The first page's rows give the
+//! widths; a later page with wider cells widens its columns from there on. A cell that is wider than a column may be
+//! ends with `…`: nothing is cut in silence.
 
 use std::io::{self, Write};
 
@@ -55,7 +56,11 @@ impl TableOutput {
             row.max_height(1);
             table.add_row(row);
         }
-        let widths = self.widths.get_or_insert_with(|| fit(table.column_max_content_widths(), self.terminal));
+        let mut widths = table.column_max_content_widths();
+        for (width, before) in widths.iter_mut().zip(self.widths.iter().flatten()) {
+            *width = (*width).max(*before);
+        }
+        let widths = self.widths.insert(fit(widths, self.terminal));
         if table.column_count() > 0 {
             // One column of space on either side is comfy-table's own.
             let fixed = widths.iter().map(|width| ColumnConstraint::Absolute(Width::Fixed(width.saturating_add(2))));
