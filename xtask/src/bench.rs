@@ -16,6 +16,7 @@ use crate::workspace::{self, Workspace};
 use measure::{Measure, with_ratios};
 
 const PACKAGE: &str = "tidegate-benches";
+const SERVER_VARIABLE: &str = "TIDEGATE_BIN";
 /// A clock of the file system may be this coarse: a result this much older than the run's begin still belongs to it.
 const CLOCK_COARSENESS: Duration = Duration::from_secs(2);
 /// Peers that are measured beside us, by area. The bare loop is part of the benchmarks themselves.
@@ -38,8 +39,10 @@ pub(crate) struct Arguments {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Area {
     name: String,
-    /// A `[[bench]]` target, run by `cargo bench`; otherwise a `[[bin]]`, which measures the server from end to end.
+    /// A `[[bench]]` target, run by `cargo bench`; otherwise a `[[bin]]`, run by `cargo run --release`.
     bench: bool,
+    /// It runs the server's release build: its source names the variable that says where that is.
+    server: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
@@ -58,7 +61,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
         }
         since = SystemTime::now().checked_sub(CLOCK_COARSENESS).unwrap_or(since);
-        if areas.iter().any(|area| !area.bench) {
+        if areas.iter().any(|area| area.server) {
             cargo(&workspace, &["build", "--release"], &folder, arguments.peers)?;
         }
         for area in &areas {
@@ -87,7 +90,7 @@ fn cargo(workspace: &Workspace, words: &[&str], folder: &Path, peers: bool) -> a
     println!("\n=== cargo {}", words.join(" "));
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(words).current_dir(&workspace.root).stdin(Stdio::null()).env("TIDEGATE_BENCH_DIR", folder);
-    command.env("TIDEGATE_BENCH_SERVER", workspace.target.join("release/tidegate"));
+    command.env(SERVER_VARIABLE, workspace.target.join("release/tidegate"));
     if peers {
         command.env("TIDEGATE_BENCH_PEERS", "1");
     }
@@ -113,7 +116,9 @@ fn areas() -> anyhow::Result<Vec<Area>> {
     for target in &package.targets {
         let bench = target.kind.contains(&TargetKind::Bench);
         if bench || target.kind.contains(&TargetKind::Bin) {
-            areas.push(Area { name: target.name.clone(), bench });
+            let source =
+                fs::read_to_string(&target.src_path).with_context(|| format!("reading {}", target.src_path))?;
+            areas.push(Area { name: target.name.clone(), bench, server: source.contains(SERVER_VARIABLE) });
         }
     }
     Ok(areas)
@@ -143,7 +148,8 @@ mod tests {
     use super::*;
 
     fn both() -> Vec<Area> {
-        vec![Area { name: "encode".to_owned(), bench: true }, Area { name: "end-to-end".to_owned(), bench: false }]
+        let area = |name: &str, bench| Area { name: name.to_owned(), bench, server: !bench };
+        vec![area("encode", true), area("end-to-end", false)]
     }
 
     #[test]
