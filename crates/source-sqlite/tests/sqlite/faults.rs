@@ -4,9 +4,11 @@ use std::fs::{self, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 use std::process::Command;
+use std::sync::LazyLock;
 
+use proptest::prelude::*;
 use tidegate_core::Failure;
-use tidegate_core::port::{QuerySource, SourceError};
+use tidegate_core::port::{CatalogueQuery, QuerySource, RelationName, SourceError};
 use tidegate_source_sqlite::{JournalMode, SqliteConfig, SqliteSource};
 use tidegate_testkit::query_source_suite::{ALL, items, rows, statement};
 use tidegate_testkit::{QuerySourceWorld, block_on, collect_sink, within};
@@ -148,4 +150,51 @@ fn a_file_that_is_replaced_under_a_stream_is_not_seen_by_it() {
         .await;
         assert!(error.is_none(), "{error:?}");
     });
+}
+
+/// The same bytes for every case: made once.
+static SMALL_DATABASE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("small.db");
+    let fill = "pragma page_size = 512;
+                create table item (id integer primary key, name text not null unique, n integer);
+                create view v as select id, upper(name) as big from item where n > 10;
+                with recursive c(id) as (select 1 union all select id + 1 from c where id < 60)
+                insert into item select id, 'item ' || id, iif(id % 7 = 0, null, id * 10) from c";
+    rusqlite::Connection::open(&path).unwrap().execute_batch(fill).unwrap();
+    fs::read(path).unwrap()
+});
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_damaged_file_is_answered_and_never_crashes_or_hangs(
+        flips in prop::collection::vec((any::<prop::sample::Index>(), 1..=255_u8), 1..6),
+        length in prop::option::weighted(0.2, any::<prop::sample::Index>())
+    ) {
+        let mut bytes = SMALL_DATABASE.clone();
+        for (at, mask) in &flips {
+            let at = at.index(bytes.len());
+            bytes[at] ^= mask;
+        }
+        if let Some(length) = length {
+            bytes.truncate(length.index(bytes.len()));
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("damaged.db");
+        fs::write(&path, bytes).unwrap();
+        block_on(async {
+            let Ok(source) = SqliteSource::open(SqliteConfig::new(&path)) else { return };
+            let Ok(snapshot) = source.open().await else { return };
+            let names = ["item", "v"].map(|name| RelationName { schema: None, name: name.into() });
+            let query = CatalogueQuery { relations: names.into(), functions: Vec::new() };
+            let _ = within("the catalogue", snapshot.catalogue(&query)).await;
+            for sql in [ALL, "select * from v", "select name from item order by name", "select * from sqlite_schema"] {
+                let _ = within("a description", snapshot.describe(&statement(sql))).await;
+                let _ = rows(&*snapshot, &statement(sql)).await;
+            }
+            within("close", snapshot.close()).await;
+        });
+    }
 }
