@@ -265,7 +265,8 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 pub fn run(cli: Cli) -> Exit {
     let json = cli.client.json;
     match cli.command {
-        Command::Serve(_) | Command::Demo(_) => {
+        Command::Serve(args) => crate::serve::run(&args),
+        Command::Demo(_) => {
             report::error("this command is not in this version", None, json);
             Exit::Failed
         }

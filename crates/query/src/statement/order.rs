@@ -61,11 +61,11 @@ pub(super) fn judge(query: &Query, dialect: Dialect, catalogue: &Catalogue) -> R
     }
     let columns: Vec<ColumnOf> = order.iter().filter_map(|expr| column(expr, &relations, dialect)).collect();
     for (index, relation) in relations.iter().enumerate() {
-        let ordered = |name: &Box<str>| {
-            let name = if dialect == Dialect::Sqlite { name.to_lowercase().into() } else { name.clone() };
+        let ordered = |name: &str| {
+            let name = if dialect == Dialect::Sqlite { name.to_lowercase().into() } else { name.into() };
             columns.contains(&ColumnOf { relation: index, column: name })
         };
-        if !relation.facts.unique_keys.iter().any(|key| key.columns.iter().all(ordered)) {
+        if !relation.facts.unique_keys.iter().any(|key| key.columns.iter().all(|name| ordered(name))) {
             let hint = match relation.facts.unique_keys.first() {
                 Some(key) => format!(" (such as {})", key.columns.join(", ")),
                 None => ", which has none that is free of NULL".into(),
@@ -220,11 +220,11 @@ fn same(a: &Expr, b: &Expr, dialect: Dialect) -> bool {
 /// The plain column that an expression is, if it is one and it is clear whose.
 fn column(expr: &Expr, relations: &[Relation<'_>], dialect: Dialect) -> Option<ColumnOf> {
     let has = |relation: &Relation<'_>, column: &str| {
-        let named = |name: &Box<str>| {
-            if dialect == Dialect::Sqlite { name.eq_ignore_ascii_case(column) } else { **name == *column }
+        let named = |name: &str| {
+            if dialect == Dialect::Sqlite { name.eq_ignore_ascii_case(column) } else { name == column }
         };
-        relation.facts.columns.iter().any(named)
-            || relation.facts.unique_keys.iter().any(|key| key.columns.iter().any(named))
+        relation.facts.columns.iter().any(|name| named(name))
+            || relation.facts.unique_keys.iter().any(|key| key.columns.iter().any(|name| named(name)))
     };
     let (table, column) = match expr {
         Expr::Nested(inner) => return self::column(inner, relations, dialect),

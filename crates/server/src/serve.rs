@@ -1,0 +1,207 @@
+//! Puts the parts together: a checked configuration becomes sources, the query service and the HTTP transport. It holds no
+//! logic of theirs and is the only place that knows them all.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use serde_json::Value;
+use tidegate_core::limit::Settings;
+use tidegate_core::port::{AuditSink, QuerySource, SourceError};
+use tidegate_core::system::{OsEntropy, SystemClock};
+use tidegate_core::time::Clock;
+use tidegate_lease::audit::Auditor;
+use tidegate_lease::frozen::SettingsCell;
+use tidegate_query::{QueryParts, QueryService};
+use tidegate_source_postgres::{PostgresConfig, PostgresSource};
+use tidegate_source_sqlite::{SqliteConfig, SqliteSource};
+use tidegate_transport_http::auth::AuthConfigError;
+use tidegate_transport_http::{
+    AuthConfig, Authenticator, BindError, ConfigView, HttpConfig, HttpServer, Services, TlsConfig,
+};
+
+use crate::audit::{AuditFile, AuditFileError};
+use crate::config::{self, Config, Source};
+
+mod run;
+
+pub use run::run;
+
+/// File descriptors that are not connections: sources, files, the runtime's own.
+const DESCRIPTORS_ASIDE: u64 = 256;
+
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The data directory cannot be made.
+    #[error("the data directory {path} cannot be made")]
+    DataDir {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The audit trail cannot be opened.
+    #[error(transparent)]
+    Audit(#[from] AuditFileError),
+    /// A source cannot be opened.
+    #[error("source {name:?} cannot be opened")]
+    Source {
+        /// Which.
+        name: String,
+        /// Why.
+        #[source]
+        source: SourceError,
+    },
+    /// A source's address is wrong.
+    #[error("source {name:?} is not configured right")]
+    SourceConfig {
+        /// Which.
+        name: String,
+        /// Why.
+        #[source]
+        source: tidegate_source_postgres::ConfigError,
+    },
+    /// The keys or tokens cannot be used.
+    #[error("the section [auth] cannot be used")]
+    Auth(#[from] AuthConfigError),
+    /// The address or the certificates cannot be used.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The metrics cannot be set up.
+    #[error("the metrics cannot be set up")]
+    Metrics(#[from] metrics_exporter_prometheus::BuildError),
+}
+
+/// A server, bound and not yet running.
+pub struct Server {
+    http: HttpServer,
+    audit: Arc<AuditFile>,
+}
+
+impl Server {
+    /// Opens the sources, the audit trail and the listener. Must be called in a tokio runtime; blocks shortly for files.
+    pub fn start(config: Config, metrics: PrometheusHandle) -> Result<Self, StartError> {
+        std::fs::create_dir_all(&config.data_dir)
+            .map_err(|source| StartError::DataDir { path: config.data_dir.clone(), source })?;
+        let audit = Arc::new(AuditFile::open(&config.audit_path)?);
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let auditor = Auditor::new(Arc::clone(&audit) as Arc<dyn AuditSink>, Arc::clone(&clock));
+        let authenticator = Authenticator::new(auth_config(&config), Arc::clone(&clock))?;
+        let sources = open_sources(&config)?;
+        let query = QueryService::new(QueryParts {
+            sources,
+            settings: Arc::new(SettingsCell::new(config.settings)),
+            clock: Arc::clone(&clock),
+            entropy: Arc::new(OsEntropy),
+            auditor: auditor.clone(),
+        });
+        let http = HttpConfig {
+            listen: config.listen.http,
+            tls: config.listen.tls.as_ref().map(|tls| TlsConfig {
+                cert: tls.cert.clone(),
+                key: tls.key.clone(),
+                client_ca: tls.client_ca.clone(),
+            }),
+        };
+        let services = Services {
+            query,
+            auth: authenticator,
+            config: Arc::new(Shown(config.entries())),
+            metrics: Arc::new(move || metrics.render()),
+            clock,
+            auditor,
+            limits: Vec::new(),
+        };
+        Ok(Self { http: HttpServer::bind(http, services)?, audit })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn http_addr(&self) -> SocketAddr {
+        self.http.local_addr()
+    }
+
+    /// Serves until `shutdown`, then drains: see [`HttpServer::run`].
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        self.http.run(shutdown).await;
+        self.audit.close();
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("http", &self.http).finish_non_exhaustive()
+    }
+}
+
+/// The process's metrics recorder, with bounded histograms. Once a process.
+pub fn install_metrics() -> Result<PrometheusHandle, StartError> {
+    let seconds = [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0];
+    let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &seconds)?;
+    Ok(builder.install_recorder()?)
+}
+
+/// Raises the limit of open files as far as the system allows, for `limits.connection_max` connections; says so where that
+/// is less.
+pub fn raise_open_files(settings: &Settings) {
+    let wanted = settings.limits_connection_max() + 4 * settings.limits_lease_max_global() + DESCRIPTORS_ASIDE;
+    match rlimit::increase_nofile_limit(wanted) {
+        Ok(given) if given < wanted => {
+            tracing::warn!(given, wanted, "the system allows fewer open files than connections and snapshots may need");
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit of open files was not raised"),
+    }
+}
+
+fn open_sources(config: &Config) -> Result<BTreeMap<String, Arc<dyn QuerySource>>, StartError> {
+    let snapshots = usize::try_from(config.settings.limits_lease_max_global()).unwrap_or(usize::MAX);
+    let mut sources: BTreeMap<String, Arc<dyn QuerySource>> = BTreeMap::new();
+    for (name, source) in &config.sources {
+        let opened: Arc<dyn QuerySource> = match source {
+            Source::Sqlite { path, journal_mode } => {
+                let mut sqlite = SqliteConfig::new(path);
+                sqlite.max_snapshots = snapshots;
+                sqlite.max_value_bytes = config.settings.limits_row_max_bytes();
+                sqlite.journal_mode = match journal_mode {
+                    config::JournalMode::Wal => tidegate_source_sqlite::JournalMode::Wal,
+                    config::JournalMode::Keep => tidegate_source_sqlite::JournalMode::Keep,
+                };
+                let opened = SqliteSource::open(sqlite)
+                    .map_err(|source| StartError::Source { name: name.to_string(), source })?;
+                Arc::new(opened)
+            }
+            Source::Postgres { url, max_connections, .. } => {
+                let mut postgres = PostgresConfig::new(url.reveal());
+                if let Some(most) = max_connections {
+                    postgres.max_snapshots = *most;
+                }
+                postgres.max_row_bytes = usize::try_from(config.settings.limits_row_max_bytes()).unwrap_or(usize::MAX);
+                let opened = PostgresSource::connect(postgres)
+                    .map_err(|source| StartError::SourceConfig { name: name.to_string(), source })?;
+                Arc::new(opened)
+            }
+        };
+        sources.insert(name.to_string(), opened);
+    }
+    Ok(sources)
+}
+
+fn auth_config(config: &Config) -> AuthConfig {
+    config.auth.clone().map_or(AuthConfig::Anonymous, AuthConfig::Token)
+}
+
+/// The part of the configuration that `GET /v1/config` shows beside the settings. Redacted where it was made.
+struct Shown(Vec<(String, Value)>);
+
+impl ConfigView for Shown {
+    fn entries(&self) -> Vec<(String, Value)> {
+        self.0.clone()
+    }
+}

@@ -1,0 +1,115 @@
+//! `tidegate serve`: configuration, logging, signals, exit code. Standard output has the bound addresses and nothing else.
+
+use std::io::Write;
+use std::path::Path;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::{Server, install_metrics, raise_open_files};
+use crate::cli::{Exit, LogFormat, ServeArgs};
+use crate::config::{self, Config, Inputs};
+
+/// Runs the server until it is told to stop. SIGTERM and SIGINT drain; a second one ends the process at once.
+#[must_use]
+pub fn run(args: &ServeArgs) -> Exit {
+    log_to_stderr(args.log_format);
+    let file = args.config.clone().or_else(|| {
+        let default = Path::new(config::DEFAULT_FILE);
+        default.exists().then(|| default.to_owned())
+    });
+    let inputs = Inputs { file: file.as_deref(), env: config::process_env(), flags: args.flags() };
+    let loaded = match config::load(&inputs) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            say(&error);
+            return Exit::Usage;
+        }
+    };
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    raise_open_files(&loaded.config.settings);
+    // One TLS provider in the tree, named explicitly: whoever asks for the default gets this one.
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        tracing::debug!("a TLS provider was installed before");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            say(&error);
+            return Exit::Failed;
+        }
+    };
+    runtime.block_on(serve(loaded.config))
+}
+
+async fn serve(config: Config) -> Exit {
+    // Before anything is served, so that no signal is missed.
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("the system does not let this process handle signals");
+        return Exit::Failed;
+    };
+    let started = install_metrics().and_then(|metrics| Server::start(config, metrics));
+    let server = match started {
+        Ok(server) => server,
+        Err(error) => {
+            say(&error);
+            return Exit::Failed;
+        }
+    };
+    if announce(&server).is_err() {
+        tracing::warn!("standard output is closed: the bound address is {}", server.http_addr());
+    }
+    let (first, again) = tokio::sync::oneshot::channel();
+    let signals = tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        // The server may have ended by itself: then nobody waits.
+        let _ = first.send(());
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::warn!("a second signal: ending at once");
+        std::process::exit(1);
+    });
+    server
+        .run(async move {
+            let _ = again.await;
+        })
+        .await;
+    signals.abort();
+    tracing::info!("ended in good order");
+    Exit::Ok
+}
+
+fn announce(server: &Server) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "listening http {}", server.http_addr())?;
+    out.flush()
+}
+
+fn say(error: &dyn std::error::Error) {
+    eprintln!("tidegate: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        eprintln!("  because: {cause}");
+        source = cause.source();
+    }
+}
+
+fn log_to_stderr(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,tidegate::audit=off"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let set = match format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    if set.is_err() {
+        tracing::debug!("logging was set up before");
+    }
+}
