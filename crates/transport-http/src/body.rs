@@ -9,7 +9,7 @@ use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use http::StatusCode;
-use http_body::{Body as _, Frame as HttpFrame, SizeHint};
+use http_body::{Body as _, Frame as HttpFrame};
 use http_body_util::BodyExt as _;
 use tidegate_core::limit::Settings;
 use tidegate_core::{Clock, ErrorKind, Failure, Retry};
@@ -171,37 +171,5 @@ impl http_body::Body for StreamBody {
 
     fn is_end_stream(&self) -> bool {
         matches!(self.state, State::Done) || (matches!(self.state, State::Ended) && self.encoder.is_none())
-    }
-}
-
-/// A body that keeps something alive for as long as it is being sent.
-pub(crate) struct Held<B, T> {
-    body: B,
-    _held: T,
-}
-
-impl<B, T> Held<B, T> {
-    pub(crate) fn new(body: B, held: T) -> Self {
-        Self { body, _held: held }
-    }
-}
-
-impl<B: http_body::Body + Unpin, T: Unpin> http_body::Body for Held<B, T> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<HttpFrame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

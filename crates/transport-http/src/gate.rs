@@ -126,6 +126,7 @@ pub(crate) async fn gate(State(app): State<Arc<App>>, mut request: Request, next
     let template = route.map_or("unknown", |route| route.template);
     let method = method_label(request.method());
     let version = request.version();
+    let began = app.services.clock.now();
     let span = tracing::info_span!("http_request", id = id.to_str().unwrap_or_default(), method, route = template);
     // The answers of a panicking handler and of a refusing one take the same way out.
     let answered = async {
@@ -157,15 +158,17 @@ pub(crate) async fn gate(State(app): State<Arc<App>>, mut request: Request, next
     response.headers_mut().insert(REQUEST_ID, id);
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     let status = response.status();
+    // Up to the answer's head: a stream's body may take hours, and the query service measures that.
+    let ms = u64::try_from(app.services.clock.now().saturating_since(began).as_millis()).unwrap_or(u64::MAX);
     metrics::counter!(
         "tidegate_http_requests_total",
         "route" => template, "method" => method, "status" => status_class(status)
     )
     .increment(1);
     if status.is_server_error() {
-        tracing::warn!(parent: &span, status = status.as_u16(), code, "answered");
+        tracing::warn!(parent: &span, status = status.as_u16(), code, ms, "answered");
     } else {
-        tracing::debug!(parent: &span, status = status.as_u16(), code, "answered");
+        tracing::debug!(parent: &span, status = status.as_u16(), code, ms, "answered");
     }
     response
 }

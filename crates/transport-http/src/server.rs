@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use axum::Router;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -90,6 +91,7 @@ pub struct HttpServer {
     tls: Option<TlsAcceptor>,
     app: Arc<App>,
     router: Router,
+    in_flight: InFlight,
 }
 
 impl HttpServer {
@@ -109,7 +111,7 @@ impl HttpServer {
         let (listener, local_addr) = listen().map_err(|source| BindError::Address { listen: config.listen, source })?;
         let app = Arc::new(App::new(services));
         let router = router(Arc::clone(&app));
-        Ok(Self { listener, local_addr, tls, app, router })
+        Ok(Self { listener, local_addr, tls, app, router, in_flight: InFlight::default() })
     }
 
     /// Where it listens: the port that the system chose, for port 0.
@@ -118,12 +120,19 @@ impl HttpServer {
         self.local_addr
     }
 
+    /// How many requests are being served, streams among them, as that changes: for what a caller tells people while it drains.
+    /// Requests that come while draining are not counted.
+    #[must_use]
+    pub fn in_flight(&self) -> watch::Receiver<usize> {
+        self.in_flight.subscribe()
+    }
+
     /// Serves until `shutdown`, then drains: new work is refused with 503 `draining`, running streams go on until the query
     /// service, which is told to drain, has given them their end line. Returns when nothing is being served any more, or
     /// `limits.drain_ms` and five seconds later; what still hangs then is cut off.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, tls, app, router, .. } = self;
-        let in_flight = InFlight::default();
+        describe_metrics();
+        let Self { listener, tls, app, router, in_flight, .. } = self;
         let shared = Arc::new(Shared {
             app: Arc::clone(&app),
             router,
@@ -208,6 +217,18 @@ async fn accept(
             },
         }
     }
+}
+
+fn describe_metrics() {
+    metrics::describe_counter!("tidegate_http_requests_total", "Requests by route template, method and status class.");
+    metrics::describe_gauge!(
+        "tidegate_http_requests_in_flight",
+        "Requests whose answer is not whole yet, streams too."
+    );
+    metrics::describe_counter!("tidegate_http_connections_total", "Connections accepted.");
+    metrics::describe_gauge!("tidegate_http_connections", "Connections now.");
+    metrics::describe_counter!("tidegate_http_accept_errors_total", "Accepts that the system refused.");
+    metrics::describe_counter!("tidegate_auth_refused_total", "Callers turned away, by code.");
 }
 
 /// Whether the error says that the one connection was gone before it was accepted.

@@ -2,7 +2,7 @@
 //! keys, it never changes how a key is used. Times and the audience are the caller's to judge.
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind, Validation};
 use serde::Deserialize;
 
 use super::AuthConfigError;
@@ -236,6 +236,11 @@ fn decoding_key(alg: JwtAlgorithm, material: &KeyMaterial) -> Result<DecodingKey
 
 /// Refuses at the start what could never verify anything, or is too weak to be trusted.
 fn checked(alg: JwtAlgorithm, key: DecodingKey) -> Result<DecodingKey, &'static str> {
+    // Of a key in DER only the check of a signature tells the size: one that is too short never verifies.
+    if let DecodingKeyKind::RsaModulusExponent { n, .. } = key.kind() {
+        let bytes = n.iter().skip_while(|byte| **byte == 0).count();
+        return if bytes < 256 { Err("the modulus has fewer than 2048 bits") } else { Ok(key) };
+    }
     let bytes = key.try_get_as_bytes().unwrap_or_default();
     match alg {
         JwtAlgorithm::Hs256 if bytes.len() < 32 => Err("the secret has fewer than 32 bytes"),

@@ -1,4 +1,5 @@
-//! What a connection is doing: how many requests it serves, and when it last took anything. It closes nothing itself.
+//! What a connection is doing: how many requests it serves, when its client last took anything, and whether what is there
+//! for it waits. It closes nothing itself.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -6,7 +7,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use axum::body::Body;
 use bytes::Bytes;
+use http_body::{Frame, SizeHint};
 use tidegate_core::{Clock, Moment};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, watch};
@@ -28,6 +31,10 @@ impl InFlight {
         *self.count.borrow()
     }
 
+    pub(super) fn subscribe(&self) -> watch::Receiver<usize> {
+        self.count.subscribe()
+    }
+
     pub(super) async fn none(&self) {
         let mut count = self.count.subscribe();
         let _ = count.wait_for(|count| *count == 0).await;
@@ -39,6 +46,8 @@ pub(super) struct Activity {
     requests: AtomicUsize,
     /// When the last request was done, or bytes were last taken by the client, in nanoseconds of the clock.
     last: AtomicU64,
+    /// Since when bytes wait for the client, in nanoseconds of the clock; 0 = none do.
+    blocked: AtomicU64,
     ended: Notify,
     clock: Arc<dyn Clock>,
     all: InFlight,
@@ -49,14 +58,64 @@ pub(super) struct Serving {
     activity: Arc<Activity>,
     /// Requests that come while draining are answered, not waited for.
     counted: bool,
+    /// Where the client can hold one answer back and not the others.
+    taking: Option<Arc<Taking>>,
+}
+
+tokio::task_local! {
+    /// The answer that an HTTP/2 stream's task is giving.
+    pub(super) static TAKING: Arc<Taking>;
+}
+
+/// How the client takes one answer.
+pub(super) struct Taking {
+    /// Since when a piece that was given waits for the client, in nanoseconds of the clock; 0 = none does.
+    waits: AtomicU64,
+    clock: Arc<dyn Clock>,
+}
+
+impl Taking {
+    pub(super) fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
+        Arc::new(Self { waits: AtomicU64::new(0), clock })
+    }
+
+    /// Returns when a piece has waited for `limit()`.
+    pub(super) async fn stalled(&self, limit: impl Fn() -> Duration) {
+        waited(&self.waits, self.clock.as_ref(), limit).await;
+    }
+}
+
+/// Returns when `since` has been the same for `limit()`. It looks four times in that time rather than being told of each
+/// change: those come with every piece of every stream.
+async fn waited(since: &AtomicU64, clock: &dyn Clock, limit: impl Fn() -> Duration) {
+    loop {
+        let (now, limit) = (clock.now(), limit());
+        let since = since.load(Ordering::Acquire);
+        if since != 0 && now >= at(since).after(limit) {
+            return;
+        }
+        clock.sleep_until(now.after(limit / 4)).await;
+    }
+}
+
+fn nanos(moment: Moment) -> u64 {
+    u64::try_from(moment.saturating_since(Moment::ORIGIN).as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn at(nanos: u64) -> Moment {
+    Moment::since_origin(Duration::from_nanos(nanos))
 }
 
 impl Activity {
     pub(super) fn new(clock: Arc<dyn Clock>, all: InFlight) -> Arc<Self> {
-        let activity =
-            Self { requests: AtomicUsize::new(0), last: AtomicU64::new(0), ended: Notify::new(), clock, all };
-        activity.touch();
-        Arc::new(activity)
+        Arc::new(Self {
+            requests: AtomicUsize::new(0),
+            last: AtomicU64::new(nanos(clock.now())),
+            blocked: AtomicU64::new(0),
+            ended: Notify::new(),
+            clock,
+            all,
+        })
     }
 
     pub(super) fn begin(self: &Arc<Self>, counted: bool) -> Serving {
@@ -65,16 +124,16 @@ impl Activity {
             self.all.count.send_modify(|count| *count += 1);
         }
         metrics::gauge!("tidegate_http_requests_in_flight").increment(1);
-        Serving { activity: Arc::clone(self), counted }
+        Serving { activity: Arc::clone(self), counted, taking: TAKING.try_with(Arc::clone).ok() }
     }
 
     fn touch(&self) {
-        let since = self.clock.now().saturating_since(Moment::ORIGIN);
-        self.last.store(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX), Ordering::Release);
+        self.last.store(nanos(self.clock.now()), Ordering::Release);
     }
 
-    fn last(&self) -> Moment {
-        Moment::since_origin(Duration::from_nanos(self.last.load(Ordering::Acquire)))
+    /// Returns when bytes have waited for the client for `limit()` and it took none.
+    pub(super) async fn blocked(&self, limit: impl Fn() -> Duration) {
+        waited(&self.blocked, self.clock.as_ref(), limit).await;
     }
 
     /// Returns when no request was served and nothing was taken for `limit()`. A head that comes byte by byte counts as
@@ -86,7 +145,7 @@ impl Activity {
                 ended.await;
                 continue;
             }
-            let deadline = self.last().after(limit());
+            let deadline = at(self.last.load(Ordering::Acquire)).after(limit());
             if self.clock.now() >= deadline {
                 return;
             }
@@ -170,8 +229,55 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
 
 impl<S> Metered<S> {
     fn note(&self, written: &Poll<std::io::Result<usize>>) {
-        if matches!(written, Poll::Ready(Ok(1..))) {
-            self.activity.touch();
+        let blocked = &self.activity.blocked;
+        match written {
+            Poll::Ready(_) => {
+                blocked.store(0, Ordering::Release);
+                self.activity.touch();
+            }
+            Poll::Pending if blocked.load(Ordering::Acquire) == 0 => {
+                blocked.store(nanos(self.activity.clock.now()).max(1), Ordering::Release);
+            }
+            Poll::Pending => {}
         }
+    }
+}
+
+/// An answer's body, served until it is dropped.
+pub(super) struct ServedBody {
+    body: Body,
+    serving: Serving,
+}
+
+impl ServedBody {
+    pub(super) fn new(body: Body, serving: Serving) -> Self {
+        Self { body, serving }
+    }
+}
+
+impl http_body::Body for ServedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let served = self.get_mut();
+        let polled = Pin::new(&mut served.body).poll_frame(context);
+        if let Some(taking) = &served.serving.taking {
+            // Who asks for the next piece has taken the last one; while the source makes it, nobody waits for the client.
+            let waits = match &polled {
+                Poll::Ready(Some(_)) => nanos(taking.clock.now()).max(1),
+                Poll::Ready(None) | Poll::Pending => 0,
+            };
+            taking.waits.store(waits, Ordering::Release);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

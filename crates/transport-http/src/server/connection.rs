@@ -13,7 +13,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tidegate_core::Clock;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -21,9 +21,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use super::activity::{Activity, InFlight, Metered};
+use super::activity::{Activity, InFlight, Metered, ServedBody, TAKING, Taking};
 use super::{H2_STREAMS_MAX, HEADER_MAX_BYTES, HEADER_MAX_COUNT, TLS_HANDSHAKE_MAX, WRITE_BUFFER_MAX_BYTES};
-use crate::body::Held;
 use crate::gate::App;
 
 /// The first bytes of HTTP/2 (RFC 9113, section 3.4).
@@ -35,6 +34,8 @@ const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 const H2_PING: Duration = Duration::from_secs(20);
 /// How long a closed connection is read from, so that the client gets to the answer that it was sent before.
 const LINGER: Duration = Duration::from_secs(1);
+/// The same when the whole server goes: most connections are idle then, and nobody should wait for them.
+const LAST_LINGER: Duration = Duration::from_millis(100);
 
 /// What all connections share.
 pub(super) struct Shared {
@@ -53,6 +54,12 @@ impl Shared {
 
     fn header_timeout(&self) -> Duration {
         Duration::from_millis(self.app.services.query.settings().freeze().limits_header_timeout_ms())
+    }
+
+    /// How long an answer may wait for a client that takes nothing of it. The query service gives a stream up after the time
+    /// of the setting and then offers its last lines for as long again; after both nothing can come of it any more.
+    fn stall_timeout(&self) -> Duration {
+        Duration::from_millis(2 * self.app.services.query.settings().freeze().stream_idle_timeout_ms())
     }
 
     /// Runs `work`, but no longer than `limit`.
@@ -90,7 +97,11 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAd
         return;
     };
     let limit = TLS_HANDSHAKE_MAX.min(shared.header_timeout());
-    match shared.within(limit, acceptor.accept(stream)).await {
+    let shaken = tokio::select! {
+        shaken = shared.within(limit, acceptor.accept(stream)) => shaken,
+        () = shared.closing.cancelled() => return,
+    };
+    match shaken {
         Some(Ok(stream)) => {
             let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             speak(&shared, stream, Some(is_h2)).await;
@@ -156,7 +167,8 @@ where
         .max_headers(HEADER_MAX_COUNT)
         .serve_connection(io, service);
     let idle = activity.idle(|| shared.header_timeout());
-    tokio::pin!(idle);
+    let blocked = activity.blocked(|| shared.stall_timeout());
+    tokio::pin!(idle, blocked);
     let mut closing = false;
     let served = loop {
         tokio::select! {
@@ -167,6 +179,11 @@ where
             }
             // Dropping it closes it: either nothing was asked, or the head never came to its end.
             () = &mut idle => return,
+            // hyper asks a body for more only when the client takes something, so it would never see that the stream is over.
+            () = &mut blocked => {
+                tracing::debug!("a client that takes nothing was cut off");
+                return;
+            }
         }
     };
     match served {
@@ -184,7 +201,8 @@ async fn linger<S: AsyncRead + AsyncWrite + Unpin>(shared: &Arc<Shared>, mut str
         while stream.read(&mut scratch).await? > 0 {}
         std::io::Result::Ok(())
     };
-    let _ = shared.within(LINGER, lingering).await;
+    let limit = if shared.closing.is_cancelled() { LAST_LINGER } else { LINGER };
+    let _ = shared.within(limit, lingering).await;
 }
 
 async fn speak_h2<S>(shared: &Arc<Shared>, io: TokioIo<Metered<S>>, activity: &Arc<Activity>)
@@ -195,7 +213,7 @@ where
         let (shared, activity) = (Arc::clone(shared), Arc::clone(activity));
         service_fn(move |request| Box::pin(answer(Arc::clone(&shared), Arc::clone(&activity), request)))
     };
-    let connection = http2::Builder::new(TokioExecutor::new())
+    let connection = http2::Builder::new(StreamExecutor { shared: Arc::clone(shared) })
         .timer(TokioTimer::new())
         .keep_alive_interval(H2_PING)
         .keep_alive_timeout(H2_PING)
@@ -205,7 +223,8 @@ where
         .max_send_buf_size(WRITE_BUFFER_MAX_BYTES)
         .max_header_list_size(2 * HEADER_MAX_BYTES as u32)
         .serve_connection(io, service);
-    tokio::pin!(connection);
+    let blocked = activity.blocked(|| shared.stall_timeout());
+    tokio::pin!(connection, blocked);
     let mut closing = false;
     loop {
         let idle = activity.idle(|| if closing { LINGER } else { shared.header_timeout() });
@@ -217,6 +236,10 @@ where
                 return;
             }
             () = shared.closing.cancelled(), if !closing => {}
+            () = &mut blocked => {
+                tracing::debug!("a client that takes nothing was cut off");
+                return;
+            }
             () = idle => {
                 if closing {
                     return;
@@ -228,15 +251,42 @@ where
     }
 }
 
+/// Runs the streams of an HTTP/2 connection, and resets one whose client gives it no window for too long. The others on the
+/// connection go on.
+#[derive(Clone)]
+struct StreamExecutor {
+    shared: Arc<Shared>,
+}
+
+impl<F> hyper::rt::Executor<F> for StreamExecutor
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, stream: F) {
+        let shared = Arc::clone(&self.shared);
+        let taking = Taking::new(Arc::clone(shared.clock()));
+        tokio::spawn(TAKING.scope(Arc::clone(&taking), async move {
+            tokio::select! {
+                _ = stream => {}
+                // Dropping the stream resets it.
+                () = taking.stalled(|| shared.stall_timeout()) => {
+                    tracing::debug!("a stream of which nothing is taken was reset");
+                }
+            }
+        }));
+    }
+}
+
 async fn answer(
     shared: Arc<Shared>,
     activity: Arc<Activity>,
     request: Request<Incoming>,
-) -> Result<Response<Held<Body, super::activity::Serving>>, Infallible> {
+) -> Result<Response<ServedBody>, Infallible> {
     let serving = activity.begin(!shared.app.is_draining());
     let response = match shared.router.clone().oneshot(request.map(Body::new)).await {
         Ok(response) => response,
         Err(never) => match never {},
     };
-    Ok(response.map(|body| Held::new(body, serving)))
+    Ok(response.map(|body| ServedBody::new(body, serving)))
 }
