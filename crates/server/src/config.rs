@@ -9,9 +9,9 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use tidegate_core::ScopeSet;
 use tidegate_core::id::Name;
 use tidegate_core::limit::Settings;
+use tidegate_transport_http::TokenConfig;
 
 mod auth;
 mod check;
@@ -37,7 +37,7 @@ pub struct Config {
     /// The databases that can be queried, by name.
     pub sources: BTreeMap<Name, Source>,
     /// Who may call; `None` = everybody, as `anonymous`.
-    pub auth: Option<Auth>,
+    pub auth: Option<TokenConfig>,
     /// Where the audit trail goes; a path outside of `data_dir` only where the configuration names one.
     pub audit_path: PathBuf,
     /// The `stream.*` and `limits.*` settings.
@@ -116,58 +116,6 @@ pub enum JournalMode {
     Wal,
     /// Leave it as it is: in a rollback-journal file a pinned snapshot makes writers wait.
     Keep,
-}
-
-/// Who may call.
-#[derive(Debug, Clone)]
-pub struct Auth {
-    /// What a JWT's `aud` must contain. Always there if there are keys or a JWKS file.
-    pub audience: Option<String>,
-    /// What a JWT's `iss` must be, if anything.
-    pub issuer: Option<String>,
-    /// Static tokens.
-    pub tokens: Vec<StaticToken>,
-    /// Keys that sign JWTs.
-    pub keys: Vec<JwtKey>,
-    /// A file with more of them.
-    pub jwks: Option<PathBuf>,
-}
-
-/// A static token, known by its hash only.
-#[derive(Debug, Clone)]
-pub struct StaticToken {
-    /// SHA-256 of the token's bytes.
-    pub sha256: [u8; 32],
-    /// Who it is.
-    pub subject: String,
-    /// Of which tenant.
-    pub tenant: String,
-    /// What it may.
-    pub scopes: ScopeSet,
-}
-
-/// A key that signs JWTs.
-#[derive(Debug, Clone)]
-pub struct JwtKey {
-    /// The `kid` in the tokens' heads.
-    pub kid: String,
-    /// The only algorithm that this key is used with.
-    pub algorithm: JwtAlgorithm,
-    /// A PEM public key, or the secret of HS256.
-    pub material: Secret,
-}
-
-/// The algorithms that a token may be signed with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum JwtAlgorithm {
-    /// Ed25519.
-    EdDsa,
-    /// ECDSA on P-256.
-    Es256,
-    /// RSA, PKCS #1 v1.5.
-    Rs256,
-    /// HMAC with a shared secret.
-    Hs256,
 }
 
 /// A text that is shown to nobody: `Debug` prints `***`.

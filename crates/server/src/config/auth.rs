@@ -1,22 +1,25 @@
-//! `[auth]`: static tokens and the keys of JWTs. It checks that each can be used, so that a bad key is found before the
-//! server starts and not by the first caller; it never prints one.
+//! `[auth]`: static tokens and the keys of JWTs. Each is tried as the server will use it, so that a bad key is found before
+//! the server starts and not by the first caller; none is ever printed.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
-use jsonwebtoken::DecodingKey;
 use tidegate_core::Scope;
 use tidegate_core::id::Name;
+use tidegate_core::system::SystemClock;
+use tidegate_transport_http::auth::{AuthConfigError, JwtAlgorithm, JwtKey, KeyMaterial, StaticToken};
+use tidegate_transport_http::{AuthConfig, Authenticator, TokenConfig};
 
 use super::read::{Node, Section};
-use super::{Auth, JwtAlgorithm, JwtKey, Secret, StaticToken};
 
-/// RFC 7518, section 3.2: as long as the hash.
-const HS256_SECRET_MIN_BYTES: usize = 32;
-
-pub(super) fn read(section: Section<'_>) -> Option<Auth> {
+pub(super) fn read(section: Section<'_>) -> Option<TokenConfig> {
     let audience = section.get("audience").map(|node| node.line());
-    let issuer = section.get("issuer").map(|node| node.line());
+    if let Some(node) = section.get("issuer") {
+        // A rule about who may call is not taken before it is kept.
+        node.refuse("is not in this version: a token's iss is not looked at");
+    }
     let tokens: Option<Vec<StaticToken>> = match section.get("tokens") {
         Some(node) => all(node.list()?.iter().map(token)),
         None => Some(Vec::new()),
@@ -34,7 +37,13 @@ pub(super) fn read(section: Section<'_>) -> Option<Auth> {
         section.refuse("lets nobody in: add [[auth.tokens]], [[auth.keys]] or jwks");
     }
     section.finish();
-    Some(Auth { audience: flat(audience)?, issuer: flat(issuer)?, tokens: tokens?, keys: keys?, jwks: flat(jwks)? })
+    Some(TokenConfig {
+        audience: flat(audience)?,
+        tokens: tokens?,
+        keys: keys?,
+        jwks: flat(jwks)?,
+        leeway: Duration::ZERO,
+    })
 }
 
 /// A key that is absent is fine; one that is there and wrong is not.
@@ -81,10 +90,10 @@ fn sha256(node: &Node<'_>) -> Option<[u8; 32]> {
     }
 }
 
-fn name(node: &Node<'_>) -> Option<String> {
+fn name(node: &Node<'_>) -> Option<Name> {
     let text = node.text()?;
-    match Name::new(text.as_str()) {
-        Ok(_) => Some(text),
+    match Name::new(text) {
+        Ok(name) => Some(name),
         Err(why) => {
             node.refuse(why.to_string());
             None
@@ -105,18 +114,14 @@ fn scope(node: &Node<'_>) -> Option<Scope> {
 
 fn key(node: &Node<'_>, kids: &mut BTreeSet<String>) -> Option<JwtKey> {
     let section = node.section()?;
-    let kid = section.require("kid").and_then(|node| name(&node));
+    let kid = section.require("kid").and_then(|node| name(&node)).map(|name| name.as_str().to_owned());
     if let Some(kid) = &kid
         && !kids.insert(kid.clone())
     {
         section.refuse_key("kid", format!("{kid:?} is the kid of another key too"));
     }
-    let algorithms = [
-        ("EdDSA", JwtAlgorithm::EdDsa),
-        ("ES256", JwtAlgorithm::Es256),
-        ("RS256", JwtAlgorithm::Rs256),
-        ("HS256", JwtAlgorithm::Hs256),
-    ];
+    let algorithms = [JwtAlgorithm::EdDsa, JwtAlgorithm::Es256, JwtAlgorithm::Rs256, JwtAlgorithm::Hs256]
+        .map(|algorithm| (algorithm.as_str(), algorithm));
     let algorithm = section.require("alg").and_then(|node| node.choice(&algorithms));
     let material = algorithm.and_then(|algorithm| material(&section, algorithm));
     if algorithm.is_none() {
@@ -124,10 +129,10 @@ fn key(node: &Node<'_>, kids: &mut BTreeSet<String>) -> Option<JwtKey> {
         let _ = (section.get("secret"), section.get("public_key"));
     }
     section.finish();
-    Some(JwtKey { kid: kid?, algorithm: algorithm?, material: material? })
+    Some(JwtKey { kid: kid?, alg: algorithm?, material: material? })
 }
 
-fn material(section: &Section<'_>, algorithm: JwtAlgorithm) -> Option<Secret> {
+fn material(section: &Section<'_>, algorithm: JwtAlgorithm) -> Option<KeyMaterial> {
     let (wanted, other) = match algorithm {
         JwtAlgorithm::Hs256 => ("secret", "public_key"),
         JwtAlgorithm::EdDsa | JwtAlgorithm::Es256 | JwtAlgorithm::Rs256 => ("public_key", "secret"),
@@ -137,25 +142,19 @@ fn material(section: &Section<'_>, algorithm: JwtAlgorithm) -> Option<Secret> {
     }
     let node = section.require(wanted)?;
     let text = node.text()?;
-    let parsed = match algorithm {
-        JwtAlgorithm::Hs256 => {
-            if text.is_empty() {
-                node.refuse("must not be empty");
-                return None;
-            }
-            if text.len() < HS256_SECRET_MIN_BYTES {
-                node.warn(format!("is shorter than {HS256_SECRET_MIN_BYTES} bytes: it can be guessed (RFC 7518, 3.2)"));
-            }
-            return Some(Secret::new(text));
-        }
-        JwtAlgorithm::EdDsa => DecodingKey::from_ed_pem(text.as_bytes()),
-        JwtAlgorithm::Es256 => DecodingKey::from_ec_pem(text.as_bytes()),
-        JwtAlgorithm::Rs256 => DecodingKey::from_rsa_pem(text.as_bytes()),
+    let material = match algorithm {
+        JwtAlgorithm::Hs256 => KeyMaterial::Secret(text.into_bytes()),
+        JwtAlgorithm::EdDsa | JwtAlgorithm::Es256 | JwtAlgorithm::Rs256 => KeyMaterial::PublicPem(text),
     };
-    match parsed {
-        Ok(_) => Some(Secret::new(text)),
-        Err(_) => {
-            node.refuse("must be a public key of this alg in PEM (-----BEGIN PUBLIC KEY-----)");
+    let key = JwtKey { kid: String::new(), alg: algorithm, material: material.clone() };
+    match tried(TokenConfig { keys: vec![key], ..TokenConfig::default() }) {
+        Ok(()) => Some(material),
+        Err(AuthConfigError::Key { reason, .. }) => {
+            node.refuse(format!("cannot be used for {}: {reason}", algorithm.as_str()));
+            None
+        }
+        Err(error) => {
+            node.refuse(error.to_string());
             None
         }
     }
@@ -163,17 +162,18 @@ fn material(section: &Section<'_>, algorithm: JwtAlgorithm) -> Option<Secret> {
 
 fn jwks(node: &Node<'_>) -> Option<PathBuf> {
     let path = PathBuf::from(node.line()?);
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(why) => {
-            node.refuse(format!("cannot be read: {why}"));
-            return None;
+    match tried(TokenConfig { jwks: Some(path.clone()), ..TokenConfig::default() }) {
+        Ok(()) => Some(path),
+        Err(error) => {
+            node.refuse(error.to_string());
+            None
         }
-    };
-    // serde_json's message has the line and no value of the file.
-    if let Err(why) = serde_json::from_str::<jsonwebtoken::jwk::JwkSet>(&text) {
-        node.refuse(format!("is not a JWKS file: line {}, column {}", why.line(), why.column()));
-        return None;
     }
-    Some(path)
+}
+
+/// Whether the transport could work with this, by the transport's own judgement.
+fn tried(config: TokenConfig) -> Result<(), AuthConfigError> {
+    // The audience is asked for elsewhere, with a place of its own.
+    let config = TokenConfig { audience: Some(String::new()), ..config };
+    Authenticator::new(AuthConfig::Token(config), Arc::new(SystemClock::new())).map(|_| ())
 }

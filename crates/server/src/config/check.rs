@@ -9,11 +9,12 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tidegate_core::id::Name;
 use tidegate_core::limit::Settings;
+use tidegate_transport_http::TokenConfig;
 
 use super::layer::{FileLayer, PairLayer};
 use super::read::{Context, Node, Section};
 use super::{
-    Auth, Config, ConfigError, Durability, ENV_PREFIX, Inputs, Listen, ListenTls, Loaded, Problem, Source, auth, source,
+    Config, ConfigError, Durability, ENV_PREFIX, Inputs, Listen, ListenTls, Loaded, Problem, Source, auth, source,
 };
 
 const DEFAULT_DATA_DIR: &str = "./tidegate-data";
@@ -75,7 +76,7 @@ fn read(root: &Section<'_>, context: &Context, insecure: bool) -> Option<Config>
     let has_auth = root.get("auth").is_some();
     let listen = listen(root, has_auth, insecure);
     let sources = sources(root);
-    let auth: Option<Option<Auth>> = match root.get("auth") {
+    let auth: Option<Option<TokenConfig>> = match root.get("auth") {
         Some(node) => node.section().and_then(auth::read).map(Some),
         None => Some(None),
     };

@@ -4,8 +4,9 @@
 use serde_json::{Map, Value};
 use tidegate_core::Scope;
 use tidegate_core::limit::Settings;
+use tidegate_transport_http::auth::KeyMaterial;
 
-use super::{Config, JournalMode, JwtAlgorithm, Source};
+use super::{Config, JournalMode, Source};
 
 const REDACTED: &str = "***";
 
@@ -13,10 +14,19 @@ impl Config {
     /// The values in force, by dotted key. `settings` are those of now, which may have been changed at run time.
     #[must_use]
     pub fn effective(&self, settings: &Settings) -> Map<String, Value> {
-        let mut map = Map::new();
-        let mut put = |key: String, value: Value| {
-            map.insert(key, value);
-        };
+        let mut map: Map<String, Value> = self.entries().into_iter().collect();
+        for setting in Settings::ALL {
+            map.insert(setting.key.into(), settings.get(setting.key).unwrap_or(setting.default).into());
+        }
+        map
+    }
+
+    /// The values that do not change while the server runs, by dotted key.
+    #[must_use]
+    pub fn entries(&self) -> Vec<(String, Value)> {
+        let mut entries = Vec::new();
+        let mut put = |key: String, value: Value| entries.push((key, value));
+
         put("data_dir".into(), self.data_dir.display().to_string().into());
         put("durability".into(), self.durability.as_str().into());
         put("audit.path".into(), self.audit_path.display().to_string().into());
@@ -55,10 +65,8 @@ impl Config {
             }
         }
         if let Some(auth) = &self.auth {
-            for (leaf, value) in [("audience", &auth.audience), ("issuer", &auth.issuer)] {
-                if let Some(value) = value {
-                    put(format!("auth.{leaf}"), value.as_str().into());
-                }
+            if let Some(audience) = &auth.audience {
+                put("auth.audience".into(), audience.as_str().into());
             }
             if let Some(path) = &auth.jwks {
                 put("auth.jwks".into(), path.display().to_string().into());
@@ -75,20 +83,15 @@ impl Config {
             for (at, jwt) in auth.keys.iter().enumerate() {
                 let key = |leaf: &str| format!("auth.keys[{at}].{leaf}");
                 put(key("kid"), jwt.kid.as_str().into());
-                let (algorithm, leaf) = match jwt.algorithm {
-                    JwtAlgorithm::EdDsa => ("EdDSA", "public_key"),
-                    JwtAlgorithm::Es256 => ("ES256", "public_key"),
-                    JwtAlgorithm::Rs256 => ("RS256", "public_key"),
-                    JwtAlgorithm::Hs256 => ("HS256", "secret"),
+                let leaf = match jwt.material {
+                    KeyMaterial::Secret(_) => "secret",
+                    KeyMaterial::PublicPem(_) => "public_key",
                 };
-                put(key("alg"), algorithm.into());
+                put(key("alg"), jwt.alg.as_str().into());
                 put(key(leaf), REDACTED.into());
             }
         }
-        for setting in Settings::ALL {
-            put(setting.key.into(), settings.get(setting.key).unwrap_or(setting.default).into());
-        }
-        map
+        entries
     }
 }
 
