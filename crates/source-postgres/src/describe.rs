@@ -5,9 +5,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use tidegate_core::port::{Column, Description, SourceError, Statement, StatementRefused};
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::{Oid, ToSql, Type};
+use tokio_postgres::{Client, Error, Row};
 
 use crate::error::{Prefix, not_a_query, refused_parameter};
+use crate::lookup::Lookups;
 use crate::parameter::{TextParameter, encode};
 use crate::session::Session;
 use crate::shape::{Shape, TypeFacts, shape_of};
@@ -18,35 +20,6 @@ pub(crate) const DECLARE_PREFIX: Prefix = Prefix(DECLARE.len() as u32);
 /// Moves the savepoint behind the declaration, so that the locks that it took on its tables are kept to the end of the
 /// snapshot: else a TRUNCATE between two runs would show, which PostgreSQL does not hide from older snapshots.
 const KEEP: &str = "RELEASE SAVEPOINT tidegate; SAVEPOINT tidegate";
-
-/// The types that lie below the given ones: what domains are made of, and what arrays hold.
-const TYPES: &str = "\
-with recursive t(oid) as (
-  select pg_catalog.unnest($1::pg_catalog.oid[])
-  union
-  select below.oid from t join pg_catalog.pg_type p on p.oid = t.oid
-  cross join lateral (select case when p.typtype = 'd' then p.typbasetype
-    when p.typoutput = 'pg_catalog.array_out'::pg_catalog.regproc then p.typelem end) below(oid)
-  where below.oid <> 0
-)
-select p.oid, p.typtype, p.typbasetype,
-  case when p.typtype <> 'd' and p.typoutput = 'pg_catalog.array_out'::pg_catalog.regproc then p.typelem else 0 end,
-  p.typdelim, p.typcategory
-from t join pg_catalog.pg_type p on p.oid = t.oid";
-
-/// The type's name and whether the column it comes from is NOT NULL, in the order of the columns. A parent in an
-/// inheritance tree proves nothing for its children; a constraint may be NOT VALID.
-const COLUMNS: &str = "\
-select pg_catalog.format_type(c.type, c.modifier), coalesce(
-  (select a.attnotnull and k.relkind in ('r', 'p') and (k.relkind = 'p' or not k.relhassubclass) and not exists (
-      select from pg_catalog.pg_constraint n
-      where n.conrelid = a.attrelid and n.contype = 'n' and not n.convalidated and a.attnum = any (n.conkey))
-   from pg_catalog.pg_attribute a join pg_catalog.pg_class k on k.oid = a.attrelid
-   where a.attrelid = c.relation and a.attnum = c.attribute), false)
-from rows from (pg_catalog.unnest($1::pg_catalog.oid[]), pg_catalog.unnest($2::pg_catalog.int4[]),
-  pg_catalog.unnest($3::pg_catalog.oid[]), pg_catalog.unnest($4::pg_catalog.int2[]))
-  with ordinality c(type, modifier, relation, attribute, place)
-order by c.place";
 
 /// A statement that was described.
 pub(crate) struct Prepared {
@@ -65,27 +38,39 @@ impl Prepared {
     }
 }
 
-/// Makes `session.prepared` this statement, with its cursor open at the first row.
+/// Makes `session.prepared` this statement, with its cursor open at the first row. Costs two round trips the first time, one
+/// after a run, none where the statement was described last.
 pub(crate) async fn prepare(session: &mut Session, statement: &Statement) -> Result<(), SourceError> {
     session.restore().await?;
-    if let Some(prepared) = session.prepared.take_if(|prepared| prepared.statement == *statement) {
-        if prepared.cursor_is_fresh {
-            session.prepared = Some(prepared);
-            return Ok(());
+    if session.prepared.as_ref().is_some_and(|prepared| prepared.statement != *statement) {
+        session.forget();
+        session.restore().await?;
+    }
+    let mut prepared = match session.prepared.take() {
+        Some(prepared) if prepared.cursor_is_fresh => prepared,
+        Some(prepared) => {
+            let parameters = encode(&statement.parameters, &prepared.types)?;
+            let typed = typed(&parameters, &prepared.types);
+            let declared = session
+                .ask(Prefix::NONE, async |client| Ok(declare(client, &prepared.declaration, &typed).await))
+                .await?;
+            check_declared(session, declared, typed.len())?;
+            prepared
         }
-        return declare(session, prepared).await;
-    }
-    session.forget();
-    session.restore().await?;
-    if is_blank(&statement.sql) {
-        return Err(SourceError::Empty);
-    }
-    let prepared = inspect(session, statement).await?;
-    declare(session, prepared).await
+        None => inspect(session, statement).await?,
+    };
+    session.kept();
+    prepared.cursor_is_fresh = true;
+    session.prepared = Some(prepared);
+    Ok(())
 }
 
+/// Parses a statement, learns its columns and declares its cursor.
 async fn inspect(session: &mut Session, statement: &Statement) -> Result<Prepared, SourceError> {
     let sql = &*statement.sql;
+    if is_blank(sql) {
+        return Err(SourceError::Empty);
+    }
     if let Some(at) = sql.find('\0') {
         return Err(SourceError::Syntax(StatementRefused {
             native_code: "42601".into(),
@@ -93,73 +78,40 @@ async fn inspect(session: &mut Session, statement: &Statement) -> Result<Prepare
             position: u32::try_from(sql[..at].chars().count() + 1).ok(),
         }));
     }
-    let parsed = session.ask(Prefix::NONE, async |client| client.prepare(sql).await).await?;
     let declaration = format!("{DECLARE}{sql}").into_boxed_str();
-    if parsed.columns().is_empty() {
-        // Either it is no query, or a query without columns: only the latter can have a cursor.
-        let declared = session.ask(DECLARE_PREFIX, async |client| client.prepare(&declaration).await.map(drop)).await;
-        return Err(match declared {
-            Err(lost @ SourceError::SnapshotLost(_)) => lost,
-            Err(_) => not_a_query(),
-            Ok(()) => SourceError::Statement(StatementRefused {
-                native_code: "42601".into(),
-                message: "the statement gives rows without columns".into(),
-                position: None,
-            }),
-        });
-    }
-    // Refused here, before the server is asked for more.
-    drop(encode(&statement.parameters, parsed.params())?);
-
-    let types: Vec<u32> = parsed.columns().iter().map(|column| column.type_().oid()).collect();
-    let modifiers: Vec<i32> = parsed.columns().iter().map(tokio_postgres::Column::type_modifier).collect();
-    let relations: Vec<u32> = parsed.columns().iter().map(|column| column.table_oid().unwrap_or(0)).collect();
-    let attributes: Vec<i16> = parsed.columns().iter().map(|column| column.column_id().unwrap_or(0)).collect();
-    let (type_rows, column_rows) = session
-        .ask_catalogue(async |client| {
-            let column_parameters: [(&(dyn ToSql + Sync), Type); 4] = [
-                (&types, Type::OID_ARRAY),
-                (&modifiers, Type::INT4_ARRAY),
-                (&relations, Type::OID_ARRAY),
-                (&attributes, Type::INT2_ARRAY),
-            ];
-            let type_parameters: [(&(dyn ToSql + Sync), Type); 1] = [(&types, Type::OID_ARRAY)];
-            futures::try_join!(
-                client.query_typed(TYPES, &type_parameters),
-                client.query_typed(COLUMNS, &column_parameters)
-            )
+    // Without parameters the cursor can be declared before the answer to the parse is there.
+    let (parsed, declared) = session
+        .ask(Prefix::NONE, async |client| {
+            if statement.parameters.is_empty() {
+                let (parsed, declared) = futures::join!(client.prepare(sql), declare(client, &declaration, &[]));
+                Ok((parsed?, Some(declared)))
+            } else {
+                Ok((client.prepare(sql).await?, None))
+            }
         })
         .await?;
-    let unread = |error: tokio_postgres::Error| SourceError::Internal(Some(error.into()));
-    let mut facts = HashMap::with_capacity(type_rows.len());
-    for row in &type_rows {
-        let character = |index: usize| row.try_get::<_, i8>(index).map(i8::cast_unsigned).map_err(unread);
-        let known = TypeFacts {
-            typtype: character(1)?,
-            base: row.try_get(2).map_err(unread)?,
-            element: row.try_get(3).map_err(unread)?,
-            delimiter: character(4)?,
-            category: character(5)?,
-        };
-        facts.insert(row.try_get::<_, u32>(0).map_err(unread)?, known);
+    if parsed.columns().is_empty() {
+        return Err(without_columns(session, &declaration).await);
     }
-    if column_rows.len() != types.len() {
-        return Err(SourceError::Internal(None));
-    }
-    let may_add_nulls = may_add_nulls(sql);
-    let mut columns = Vec::with_capacity(types.len());
-    let mut shapes = Vec::with_capacity(types.len());
-    for (column, row) in parsed.columns().iter().zip(&column_rows) {
-        let (shape, kind) = shape_of(column.type_().oid(), &facts);
-        let not_null: bool = row.try_get(1).map_err(unread)?;
-        columns.push(Column {
-            name: column.name().into(),
-            kind,
-            nullable: !not_null || may_add_nulls,
-            native_type: row.try_get::<_, Option<String>>(0).map_err(unread)?.unwrap_or_default().into(),
-        });
-        shapes.push(shape);
-    }
+    let parameters = encode(&statement.parameters, parsed.params())?;
+    let typed = typed(&parameters, parsed.params());
+    let origins = Origins::of(&parsed);
+    let (type_rows, column_rows) = match declared {
+        Some(declared) => {
+            check_declared(session, declared, 0)?;
+            session.ask_catalogue(async |client, lookups| origins.look_up(client, lookups).await).await?
+        }
+        None => {
+            let (declared, looked_up) = session
+                .ask_catalogue(async |client, lookups| {
+                    Ok(futures::join!(declare(client, &declaration, &typed), origins.look_up(client, lookups)))
+                })
+                .await?;
+            check_declared(session, declared, typed.len())?;
+            session.ask_catalogue(async |_, _| looked_up).await?
+        }
+    };
+    let (columns, shapes) = columns(&parsed, &type_rows, &column_rows, may_add_nulls(sql))?;
     Ok(Prepared {
         statement: statement.clone(),
         columns,
@@ -170,42 +122,109 @@ async fn inspect(session: &mut Session, statement: &Statement) -> Result<Prepare
     })
 }
 
-/// Opens the cursor of a statement and keeps its locks.
-async fn declare(session: &mut Session, mut prepared: Prepared) -> Result<(), SourceError> {
-    let parameters = encode(&prepared.statement.parameters, &prepared.types)?;
-    let typed: Vec<(&(dyn ToSql + Sync), Type)> = parameters
-        .iter()
-        .zip(&prepared.types)
-        .map(|(parameter, ty): (&TextParameter, _)| (parameter as &(dyn ToSql + Sync), ty.clone()))
-        .collect();
-    let mut refused = None;
-    let count = typed.len();
-    let declared = session
-        .ask(DECLARE_PREFIX, async |client| {
-            // Both are sent before the first is answered; where the first fails, the second does nothing.
-            let (declared, kept) =
-                futures::join!(client.execute_typed(&prepared.declaration, &typed), client.batch_execute(KEEP));
-            if let Err(error) = &declared
-                && let Some(reported) = error.as_db_error()
-                && let Some(index) = refused_parameter(reported, count)
-            {
-                refused = Some(SourceError::Parameter { index, reason: reported.message().into() });
-            }
-            declared.and(kept)
-        })
-        .await;
-    match (declared, refused) {
-        (Ok(()), _) => {
-            session.kept();
-            prepared.cursor_is_fresh = true;
-            session.prepared = Some(prepared);
-            Ok(())
-        }
-        (Err(_), Some(refused)) => Err(refused),
-        // The server has parsed the statement before, so what it cannot read now is not a query.
-        (Err(SourceError::Syntax(_)), None) => Err(not_a_query()),
-        (Err(error), None) => Err(error),
+type Typed<'a> = (&'a (dyn ToSql + Sync), Type);
+
+fn typed<'a>(parameters: &'a [TextParameter], types: &[Type]) -> Vec<Typed<'a>> {
+    parameters.iter().zip(types).map(|(parameter, ty)| (parameter as &(dyn ToSql + Sync), ty.clone())).collect()
+}
+
+/// Opens a cursor and keeps its locks. Both requests are sent before the first is answered; where the first fails, the second
+/// does nothing.
+async fn declare(client: &Client, declaration: &str, typed: &[Typed<'_>]) -> Result<(), Error> {
+    let (declared, kept) = futures::join!(client.execute_typed(declaration, typed), client.batch_execute(KEEP));
+    declared.and(kept)
+}
+
+fn check_declared(session: &Session, declared: Result<(), Error>, parameters: usize) -> Result<(), SourceError> {
+    let Err(error) = declared else { return Ok(()) };
+    if let Some(reported) = error.as_db_error()
+        && let Some(index) = refused_parameter(reported, parameters)
+    {
+        return Err(SourceError::Parameter { index, reason: reported.message().into() });
     }
+    Err(match session.failure(error, DECLARE_PREFIX) {
+        // The server has parsed the statement by itself, so what it cannot read after DECLARE is not a query.
+        SourceError::Syntax(_) => not_a_query(),
+        refused => refused,
+    })
+}
+
+/// Why a statement has no columns: it is no query, or a query without columns. Only the latter can have a cursor.
+async fn without_columns(session: &mut Session, declaration: &str) -> SourceError {
+    if let Err(lost) = session.restore().await {
+        return lost;
+    }
+    match session.ask(DECLARE_PREFIX, async |client| client.prepare(declaration).await.map(drop)).await {
+        Err(lost @ SourceError::SnapshotLost(_)) => lost,
+        Err(_) => not_a_query(),
+        Ok(()) => SourceError::Statement(StatementRefused {
+            native_code: "42601".into(),
+            message: "the statement gives rows without columns".into(),
+            position: None,
+        }),
+    }
+}
+
+/// Where the columns of a result come from.
+struct Origins {
+    types: Vec<Oid>,
+    modifiers: Vec<i32>,
+    relations: Vec<Oid>,
+    attributes: Vec<i16>,
+}
+
+impl Origins {
+    fn of(parsed: &tokio_postgres::Statement) -> Self {
+        let columns = || parsed.columns().iter();
+        Self {
+            types: columns().map(|column| column.type_().oid()).collect(),
+            modifiers: columns().map(tokio_postgres::Column::type_modifier).collect(),
+            relations: columns().map(|column| column.table_oid().unwrap_or(0)).collect(),
+            attributes: columns().map(|column| column.column_id().unwrap_or(0)).collect(),
+        }
+    }
+
+    async fn look_up(&self, client: &Client, lookups: &Lookups) -> Result<(Vec<Row>, Vec<Row>), Error> {
+        lookups.columns(client, &self.types, &self.modifiers, &self.relations, &self.attributes).await
+    }
+}
+
+fn columns(
+    parsed: &tokio_postgres::Statement,
+    type_rows: &[Row],
+    column_rows: &[Row],
+    may_add_nulls: bool,
+) -> Result<(Vec<Column>, Vec<Shape>), SourceError> {
+    let unread = |error: Error| SourceError::Internal(Some(error.into()));
+    let mut facts = HashMap::with_capacity(type_rows.len());
+    for row in type_rows {
+        let character = |index: usize| row.try_get::<_, i8>(index).map(i8::cast_unsigned).map_err(unread);
+        let known = TypeFacts {
+            typtype: character(1)?,
+            base: row.try_get(2).map_err(unread)?,
+            element: row.try_get(3).map_err(unread)?,
+            delimiter: character(4)?,
+            category: character(5)?,
+        };
+        facts.insert(row.try_get::<_, Oid>(0).map_err(unread)?, known);
+    }
+    if column_rows.len() != parsed.columns().len() {
+        return Err(SourceError::Internal(None));
+    }
+    let mut columns = Vec::with_capacity(column_rows.len());
+    let mut shapes = Vec::with_capacity(column_rows.len());
+    for (column, row) in parsed.columns().iter().zip(column_rows) {
+        let (shape, kind) = shape_of(column.type_().oid(), &facts);
+        let not_null: bool = row.try_get(1).map_err(unread)?;
+        columns.push(Column {
+            name: column.name().into(),
+            kind,
+            nullable: !not_null || may_add_nulls,
+            native_type: row.try_get::<_, Option<String>>(0).map_err(unread)?.unwrap_or_default().into(),
+        });
+        shapes.push(shape);
+    }
+    Ok((columns, shapes))
 }
 
 /// Whether the text holds a word that can make a NOT NULL column NULL: an outer join, grouping sets. Looked for

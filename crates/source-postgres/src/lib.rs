@@ -7,6 +7,7 @@ mod config;
 mod describe;
 mod error;
 mod guard;
+mod lookup;
 mod parameter;
 mod session;
 mod shape;

@@ -9,7 +9,6 @@
 //! ```
 
 use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +24,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use crate::describe::Prepared;
 use crate::error::{Prefix, statement_failed, unavailable};
 use crate::guard::RowBound;
+use crate::lookup::Lookups;
 use crate::socket::{self, Address, Driving};
 
 /// A cancel request must be handled in this time; else it is given up.
@@ -40,6 +40,7 @@ const RESTORE: &str = "ROLLBACK TO SAVEPOINT tidegate; CLOSE ALL";
 pub(crate) struct Link {
     pub(crate) client: Client,
     pub(crate) bound: RowBound,
+    lookups: Lookups,
     address: Address,
     tls: MakeRustlsConnect,
     driving: JoinHandle<()>,
@@ -48,13 +49,14 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn new(
-        client: Client,
-        driving: Driving,
-        address: Address,
+    /// Takes a fresh connection into use: begins to drive it, applies the session settings and prepares what we ask. One
+    /// round trip.
+    pub(crate) async fn begin(
+        (client, driving, address): (Client, Driving, Address),
+        settings: &str,
         tls: MakeRustlsConnect,
         bound: RowBound,
-    ) -> Self {
+    ) -> Result<Self, Error> {
         let ended = Arc::new(Mutex::new(None));
         let task = Arc::clone(&ended);
         let driving = tokio::spawn(async move {
@@ -62,7 +64,17 @@ impl Link {
                 *task.lock() = Some(error);
             }
         });
-        Self { client, bound, address, tls, driving, ended }
+        let (lookups, ()) = {
+            let settings = client.batch_execute(settings);
+            let (settings, lookups) = futures::join!(settings, Lookups::prepare(&client));
+            (lookups, settings?)
+        };
+        Ok(Self { lookups: lookups?, client, bound, address, tls, driving, ended })
+    }
+
+    /// Makes the server read its own catalogue, before a user waits for it.
+    pub(crate) async fn warm(&self) -> Result<(), Error> {
+        self.lookups.warm(&self.client).await
     }
 
     /// Why a request on this connection failed, in the words of what ended the connection.
@@ -77,12 +89,11 @@ impl Link {
         SourceError::SnapshotLost(Some(cause))
     }
 
-    /// A request to cancel whatever runs on this connection, to be run as a task.
-    fn cancel(&self) -> impl Future<Output = ()> + Send + 'static {
+    /// A request to cancel whatever runs on this connection, to be run as a task. `false`: it is not known whether the
+    /// server will still act on it.
+    fn cancel(&self) -> impl Future<Output = bool> + Send + 'static {
         let (token, address, tls) = (self.client.cancel_token(), self.address.clone(), self.tls.clone());
-        async move {
-            let _ = tokio::time::timeout(CANCEL_TIMEOUT, socket::cancel(&token, &address, &tls)).await;
-        }
+        async move { tokio::time::timeout(CANCEL_TIMEOUT, socket::cancel(&token, &address, &tls)).await.is_ok() }
     }
 }
 
@@ -95,7 +106,7 @@ pub(crate) struct Session {
     /// Something ran since the savepoint was set.
     dirty: bool,
     /// A cancel request is under way.
-    stopping: Option<JoinHandle<()>>,
+    stopping: Option<JoinHandle<bool>>,
     /// The statement that was described last, perhaps with its cursor open at the first row.
     pub(crate) prepared: Option<Prepared>,
     _permit: OwnedSemaphorePermit,
@@ -147,10 +158,14 @@ impl Session {
     /// As [`ask`](Self::ask), for a statement of our own: that the server refuses it says nothing about the user's.
     pub(crate) async fn ask_catalogue<T>(
         &mut self,
-        request: impl AsyncFnOnce(&Client) -> Result<T, Error>,
+        request: impl AsyncFnOnce(&Client, &Lookups) -> Result<T, Error>,
     ) -> Result<T, SourceError> {
-        self.ask(Prefix::NONE, request).await.map_err(|error| match error {
-            SourceError::SnapshotLost(_) => error,
+        self.sent();
+        let link = self.link();
+        let answer = request(&link.client, &link.lookups).await;
+        self.answered();
+        answer.map_err(|error| match self.failure(error, Prefix::NONE) {
+            lost @ SourceError::SnapshotLost(_) => lost,
             refused => SourceError::Internal(Some(refused.into())),
         })
     }
@@ -195,29 +210,33 @@ impl Session {
         if let Some(prepared) = &mut self.prepared {
             prepared.cursor_is_fresh = false;
         }
-        let deadline = pin!(tokio::time::sleep(RESTORE_TIMEOUT));
-        let restored = async {
-            if let Some(stopping) = self.stopping.take() {
-                let _ = stopping.await;
+        match tokio::time::timeout(RESTORE_TIMEOUT, self.roll_back()).await {
+            Ok(restored) => restored,
+            Err(elapsed) => Err(SourceError::SnapshotLost(Some(elapsed.into()))),
+        }
+    }
+
+    async fn roll_back(&mut self) -> Result<(), SourceError> {
+        if let Some(stopping) = &mut self.stopping {
+            let settled = stopping.await.unwrap_or(false);
+            self.stopping = None;
+            if !settled {
+                // It could hit a later statement: then rows would be missing for no reason.
+                return Err(SourceError::SnapshotLost(Some("a cancel request was not answered".into())));
             }
-            // The driver reads and drops what was still to come before it reads the answer to this.
-            self.sent();
-            self.link().client.batch_execute(RESTORE).await
-        };
-        let restored = tokio::select! {
-            restored = restored => restored,
-            () = deadline => return Err(SourceError::SnapshotLost(Some("the statement before did not end".into()))),
-        };
-        self.answered();
+        }
+        // The driver reads and drops what was still to come before it reads the answer to this.
+        self.ask(Prefix::NONE, async |client| client.batch_execute(RESTORE).await).await.map_err(
+            |error| match error {
+                SourceError::SnapshotLost(_) => error,
+                // Without its savepoint the transaction is over.
+                refused => SourceError::SnapshotLost(Some(refused.into())),
+            },
+        )?;
         // A row that was dropped for its size was one of the run that has been given up.
         let _ = self.link().bound.take_exceeded();
-        match restored {
-            Ok(()) => {
-                self.dirty = false;
-                Ok(())
-            }
-            Err(error) => Err(self.link().failure(error, Prefix::NONE)),
-        }
+        self.dirty = false;
+        Ok(())
     }
 
     fn begin_cancel(&mut self) {
@@ -237,7 +256,7 @@ impl Drop for Session {
         // The server would go on with the statement until it next writes: it is told, and the socket is closed.
         let cancel = link.cancel();
         self.runtime.spawn(async move {
-            cancel.await;
+            let _ = cancel.await;
             link.driving.abort();
         });
     }

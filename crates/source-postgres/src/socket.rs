@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tidegate_core::port::Cause;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -17,6 +19,9 @@ use tokio_postgres::{CancelToken, Client, Connection};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::guard::{Guarded, GuardedTls, RowBound};
+
+/// A silent server is asked after this time, and again after each third of it.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 
 type TlsStreamOf = <MakeRustlsConnect as MakeTlsConnect<Guarded<Socket>>>::Stream;
 /// The driver's half that does the I/O.
@@ -70,6 +75,9 @@ impl Socket {
             Place::Tcp(target, port) => {
                 let stream = TcpStream::connect((target.as_str(), *port)).await?;
                 stream.set_nodelay(true)?;
+                // A server that vanished without a word is noticed while we only wait for it.
+                let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 3);
+                SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
                 Ok(Self::Tcp(Arc::new(stream)))
             }
             Place::Unix(path) => Ok(Self::Unix(Arc::new(UnixStream::connect(path).await?))),

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -19,6 +19,9 @@ use crate::guard::RowBound;
 use crate::session::{Link, Session};
 use crate::snapshot::PostgresSnapshot;
 use crate::{socket, tls};
+
+/// How long after a snapshot was opened the next connection is made ready.
+const REFILL_DELAY: Duration = Duration::from_millis(20);
 
 /// A PostgreSQL database that answers queries.
 pub struct PostgresSource {
@@ -127,10 +130,14 @@ impl Shared {
     /// A new connection with its session settings.
     async fn link(&self) -> Result<Link, SourceError> {
         let bound = RowBound::new(self.config.max_row_bytes);
-        let (client, driving, address) =
-            socket::connect(&self.driver, &self.tls, &bound).await.map_err(SourceError::Unavailable)?;
-        let link = Link::new(client, driving, address, self.tls.clone(), bound);
-        link.client.batch_execute(&self.settings()).await.map_err(unavailable)?;
+        let connected = socket::connect(&self.driver, &self.tls, &bound).await.map_err(SourceError::Unavailable)?;
+        Link::begin(connected, &self.settings(), self.tls.clone(), bound).await.map_err(unavailable)
+    }
+
+    /// As [`link`](Self::link), made ready so that the first statement on it is as fast as the next.
+    async fn warm_link(&self) -> Result<Link, SourceError> {
+        let link = self.link().await?;
+        link.warm().await.map_err(unavailable)?;
         Ok(link)
     }
 
@@ -186,11 +193,13 @@ impl Shared {
         }
         let shared = Arc::downgrade(self);
         self.runtime.spawn(async move {
+            // Whoever has just taken one is about to use it: the server has better to do than to start another process.
+            tokio::time::sleep(REFILL_DELAY).await;
             while let Some(shared) = Weak::upgrade(&shared) {
                 if shared.warm.lock().is_full(&shared.config) {
                     break;
                 }
-                match shared.in_time(shared.link()).await {
+                match shared.in_time(shared.warm_link()).await {
                     Ok(link) => shared.put_warm(link),
                     Err(error) => {
                         tracing::debug!(error = &error as &dyn std::error::Error, "no connection could be made ready");

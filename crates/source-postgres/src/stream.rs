@@ -139,7 +139,7 @@ fn push(
                     *bytes += text.map_or(0, str::len);
                     write_cell(out, shape, text, scratch)
                 }
-                // A database whose encoding is SQL_ASCII promises nothing about its bytes.
+                // The server checks that too (22021); this is for one that does not.
                 Err(_) => Err("its bytes are not UTF-8"),
             };
             if let Err(reason) = written {

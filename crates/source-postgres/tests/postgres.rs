@@ -9,6 +9,8 @@ mod catalogue;
 mod failure;
 #[path = "postgres/pinned.rs"]
 mod pinned;
+#[path = "postgres/tls.rs"]
+mod tls;
 #[path = "postgres/values.rs"]
 mod values;
 #[path = "postgres/world.rs"]

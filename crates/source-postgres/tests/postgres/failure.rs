@@ -82,6 +82,38 @@ fn a_terminated_backend_ends_the_run_and_the_snapshot() {
 }
 
 #[test]
+fn a_snapshot_that_is_dropped_or_closed_in_a_long_step_leaves_nothing_running() {
+    block_on(async {
+        let test = "a_snapshot_that_is_dropped_or_closed_in_a_long_step_leaves_nothing_running";
+        let Some(database) = Database::fresh(test, |config| config.warm_connections = 0) else { return };
+        let connections =
+            "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()";
+        for close in [true, false] {
+            let snapshot = database.open().await;
+            let (sink, reader) = collect_sink(1);
+            let run = tokio::spawn({
+                let snapshot = snapshot.clone();
+                async move { snapshot.stream(&statement("select 1 from pg_sleep(600)"), Box::new(sink)).await }
+            });
+            let sleeping =
+                "select count(*) from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database()";
+            until("the server to be in the long step", async || database.sql(sleeping) == "1\n").await;
+            if close {
+                within("close", snapshot.close()).await;
+                let error = within("the run", run).await.expect("no panic").expect_err("it was closed");
+                assert!(matches!(error, SourceError::SnapshotLost(_)), "{error:?}");
+            } else {
+                run.abort();
+                drop(snapshot);
+                drop(reader);
+            }
+            until("the backend to end", async || database.sql(connections) == "0\n").await;
+            assert_eq!(database.source.open_snapshots(), 0);
+        }
+    });
+}
+
+#[test]
 fn a_connection_that_is_cut_at_any_byte_loses_the_snapshot_and_nothing_else() {
     block_on(async {
         let test = "a_connection_that_is_cut_at_any_byte_loses_the_snapshot_and_nothing_else";

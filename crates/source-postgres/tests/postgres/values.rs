@@ -3,7 +3,9 @@
 
 use base64::Engine;
 use serde_json::Value;
+use tidegate_core::port::QuerySource;
 use tidegate_core::port::{ColumnType, Parameter, SourceError};
+use tidegate_source_postgres::{PostgresConfig, PostgresSource};
 use tidegate_testkit::query_source_suite::{rows, statement, statement_with};
 use tidegate_testkit::{OwnedCell, block_on};
 
@@ -215,6 +217,48 @@ fn every_kind_of_parameter_is_read_by_the_servers_own_input() {
                 assert!(matches!(error, SourceError::Parameter { index: 1, .. }), "{sql}: {error:?}");
             }
         }
+    });
+}
+
+#[test]
+fn types_of_extensions_come_as_their_own_text() {
+    block_on(async {
+        let Some(database) = Database::fresh("types_of_extensions_come_as_their_own_text", |_| ()) else { return };
+        let installed = "select count(*) from pg_available_extensions where name in ('citext', 'hstore')";
+        if database.sql(installed) != "2\n" {
+            println!("skipped: types_of_extensions_come_as_their_own_text: PostgreSQL's contrib is not installed");
+            return;
+        }
+        database.sql("create extension citext");
+        database.sql("create extension hstore");
+        let snapshot = database.open().await;
+        for (literal, kind, native, expected) in [
+            ("'AbC'::citext", ColumnType::Text, "citext", r#""AbC""#),
+            ("array['A,b', null]::citext[]", ColumnType::Array, "citext[]", r#"["A,b",null]"#),
+            ("'a=>1, b=>NULL'::hstore", ColumnType::Other, "hstore", r#""\"a\"=>\"1\", \"b\"=>NULL""#),
+        ] {
+            let one = statement(&format!("select {literal} as v"));
+            let column =
+                snapshot.describe(&one).await.unwrap_or_else(|error| panic!("{literal}: {error}")).columns.remove(0);
+            assert_eq!((column.kind, &*column.native_type), (kind, native), "{literal}");
+            let ours = json(&rows(&*snapshot, &one).await.unwrap_or_else(|error| panic!("{literal}: {error}"))[0][0]);
+            assert_eq!(ours, serde_json::from_str::<Value>(expected).unwrap(), "{literal}");
+        }
+    });
+}
+
+#[test]
+fn bytes_that_are_not_utf_8_end_the_run_and_are_not_repaired() {
+    block_on(async {
+        let test = "bytes_that_are_not_utf_8_end_the_run_and_are_not_repaired";
+        let Some(database) = Database::fresh(test, |_| ()) else { return };
+        database.sql("create database ascii template template0 encoding 'SQL_ASCII' locale 'C'");
+        let source = PostgresSource::connect(PostgresConfig::new(database.server.url("ascii"))).expect("a URL");
+        let snapshot = source.open().await.expect("the server runs");
+        let sql = r"select i, case i when 3 then E'\xff' else 'a' end from generate_series(1, 5) i";
+        let error = query(&*snapshot, sql).await.expect_err("a value is not UTF-8");
+        // The server checks on the way out, whatever the encoding of the database promises.
+        assert!(matches!(&error, SourceError::Statement(words) if &*words.native_code == "22021"), "{error:?}");
     });
 }
 
