@@ -209,9 +209,12 @@ mod tests {
                 let (snapshot, gate) = (Arc::clone(&snapshot), gate.clone());
                 async move {
                     let first = statement("select x from t");
-                    let (sink, reader) = collect_sink(10);
+                    // Full after its one row: the run cannot end before it is drained.
+                    let (sink, reader) = collect_sink(1);
                     let mut run = snapshot.stream(&first, Box::new(sink));
                     assert!(futures::poll!(&mut run).is_pending());
+                    reader.wait_until_full().await;
+                    assert_eq!(reader.drain().len(), 1);
                     reader.wait_for_sink_gone().await;
                     gate.pass().await;
                     drop(run);
