@@ -129,6 +129,18 @@ fn a_body_beyond_the_bound_is_refused_before_it_is_read() {
 }
 
 #[test]
+fn a_client_that_sends_all_before_it_reads_still_learns_why_it_was_refused() {
+    block_on(async {
+        let world = World::start();
+        let mut connection = Connection::open(world.address).await;
+        let body = vec![b' '; 8 * 1024 * 1024];
+        connection.send(request("POST", "/v1/query", &[], &body)).await;
+        let answer = connection.answer().await.expect("the answer is not lost to a reset");
+        assert_eq!((answer.status(), answer.code().as_str()), (413, "body_too_large"));
+    });
+}
+
+#[test]
 fn a_body_without_end_is_stopped_and_its_sender_told() {
     block_on(async {
         let world = World::start();
