@@ -15,6 +15,7 @@ mod query;
 mod report;
 
 pub use query::run as run_query;
+pub(crate) use report::failure as report_error;
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -266,10 +267,7 @@ pub fn run(cli: Cli) -> Exit {
     let json = cli.client.json;
     match cli.command {
         Command::Serve(args) => crate::serve::run(&args),
-        Command::Demo(_) => {
-            report::error("this command is not in this version", None, json);
-            Exit::Failed
-        }
+        Command::Demo(args) => crate::demo::run(&args, json),
         Command::Query(args) => query::run(&cli.client, &args),
         Command::Config { command: ConfigCommand::Check { file, insecure } } => {
             config_check::run(&file, insecure, json)

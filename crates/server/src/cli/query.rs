@@ -183,7 +183,8 @@ async fn interrupted(client: Client, cursor: Arc<Mutex<Option<String>>>) {
 }
 
 fn terminal_width() -> Option<u16> {
-    comfy_table::Table::new().width()
+    // A terminal that does not know its size says 0.
+    comfy_table::Table::new().width().filter(|width| *width >= 20)
 }
 
 /// Where rows go: stdout, a file that gets its name when it is whole, or something that is no regular file.
@@ -236,7 +237,7 @@ impl Progress {
             return Self(None);
         }
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(5));
-        let style = ProgressStyle::with_template("{spinner} {human_pos} rows  {per_sec}  {msg}  {elapsed}");
+        let style = ProgressStyle::with_template("{spinner} {msg}  {elapsed}");
         if let Ok(style) = style {
             bar.set_style(style);
         }
@@ -245,8 +246,16 @@ impl Progress {
 
     fn show(&self, stream: &QueryStream) {
         if let Some(bar) = &self.0 {
-            bar.set_position(stream.rows());
-            bar.set_message(format!("{}  {} resumes", HumanBytes(stream.bytes()), stream.resumes()));
+            let (rows, elapsed) = (stream.rows(), bar.elapsed().as_millis().max(1));
+            let rate = u64::try_from(u128::from(rows) * 1000 / elapsed).unwrap_or(u64::MAX);
+            bar.set_message(format!(
+                "{} rows  {} rows/s  {}  {} resumes",
+                HumanCount(rows),
+                HumanCount(rate),
+                HumanBytes(stream.bytes()),
+                stream.resumes()
+            ));
+            bar.tick();
         }
     }
 

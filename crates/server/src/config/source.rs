@@ -55,6 +55,12 @@ impl std::str::FromStr for SourceSpec {
 }
 
 impl Flags {
+    /// Adds a SQLite file as a source.
+    pub fn sqlite(&mut self, name: &str, path: &std::path::Path) {
+        let address = Address::Sqlite(path.display().to_string());
+        self.source(SourceSpec { name: name.to_owned(), address });
+    }
+
     /// Adds `--source`: it replaces a source of the same name of the file or the environment whole.
     pub fn source(&mut self, spec: SourceSpec) {
         // The same name twice: the later one counts, with nothing of the former.

@@ -1,6 +1,6 @@
 //! `tidegate serve`: configuration, logging, signals, exit code. Standard output has the bound addresses and nothing else.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -13,7 +13,7 @@ use crate::config::{self, Config, Inputs};
 /// Runs the server until it is told to stop. SIGTERM and SIGINT drain; a second one ends the process at once.
 #[must_use]
 pub fn run(args: &ServeArgs) -> Exit {
-    log_to_stderr(args.log_format);
+    log_to_stderr(args.log_format, "info,tidegate::audit=off");
     let file = args.config.clone().or_else(|| {
         let default = Path::new(config::DEFAULT_FILE);
         default.exists().then(|| default.to_owned())
@@ -102,9 +102,23 @@ fn say(error: &dyn std::error::Error) {
     }
 }
 
-fn log_to_stderr(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,tidegate::audit=off"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+/// Waits for the first SIGTERM or SIGINT.
+pub(crate) async fn first_signal() -> std::io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Sets logging up: to standard error, as `RUST_LOG` says or as `default` does.
+pub(crate) fn log_to_stderr(format: LogFormat, default: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(format == LogFormat::Text && std::io::stderr().is_terminal());
     let set = match format {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().try_init(),
