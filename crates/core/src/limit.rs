@@ -116,7 +116,7 @@ settings! {
     stream_max_per_principal = "stream.max_per_principal", 32, 1 => 65_536,
         "Streams of one principal that are being read at one time; beyond it 429 principal_stream_quota_exhausted.";
     stream_idle_timeout_ms = "stream.idle_timeout_ms", 30_000, 1 => DAY_MS,
-        "A client that takes nothing for this long loses its slot (reader_stalled); its cursor lives on to the TTL.";
+        "A client that does not take the next chunk in this time loses its slot (reader_stalled); its cursor lives on to the TTL.";
     stream_keep_bytes = "stream.keep_bytes", 8 * MIB, 0 => 256 * MIB,
         "Bytes of recently sent rows that a stream keeps, so that a resume near the break is answered from memory.";
     limits_lease_max_global = "limits.lease_max_global", 1_024, 1 => 65_536,
@@ -139,7 +139,7 @@ settings! {
         "Parameters of a statement; beyond it 400 too_many_parameters.";
     limits_open_timeout_ms = "limits.open_timeout_ms", 30_000, 1 => DAY_MS,
         "A source must open and describe a statement in this time; beyond it 504 source_timeout.";
-    limits_drain_ms = "limits.drain_ms", 5_000, 0 => DAY_MS,
+    limits_drain_ms = "limits.drain_ms", 3_000, 0 => DAY_MS,
         "After SIGTERM running streams may go on for this long; then they get their end line.";
 }
 

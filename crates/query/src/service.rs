@@ -10,13 +10,13 @@ use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tidegate_core::id::{CursorToken, Epoch, LeaseId};
 use tidegate_core::limit::Settings;
-use tidegate_core::port::{Catalogue, Entropy, QuerySnapshot, QuerySource, SourceError, Statement};
+use tidegate_core::port::{Catalogue, Entropy, QuerySource, SourceError, Statement};
 use tidegate_core::principal::{Owner, Principal};
 use tidegate_core::time::{Clock, Moment};
 use tidegate_frame::ndjson::{RowEncoder, schema_fingerprint};
 use tidegate_frame::prefix::PrefixHasher;
-use tidegate_lease::audit::{AuditEvent, Auditor, CloseReason};
-use tidegate_lease::capacity::{Capacity, CapacityBounds, CapacityScope, Slot};
+use tidegate_lease::audit::{AuditEvent, Auditor};
+use tidegate_lease::capacity::{Capacity, CapacityBounds};
 use tidegate_lease::cursor::{CursorBounds, CursorEnd, CursorKey, CursorTable, Found};
 use tidegate_lease::frozen::SettingsCell;
 use tidegate_lease::machine::{Command, LeaseMachine, MachineBounds, Outcome};
@@ -30,6 +30,7 @@ use crate::request::{LeaseInfo, OpenRequest, ResumeRequest};
 use crate::statement;
 use crate::stream::QueryStream;
 
+mod capacity;
 mod drain;
 mod expiry;
 
@@ -438,82 +439,6 @@ impl Inner {
             let known: Vec<&str> = self.sources.keys().map(String::as_str).collect();
             OpenError::UnknownSource { name: name.into(), known: known.join(", ").into() }
         })
-    }
-
-    /// A snapshot; where the source's connections are all held, one that a finished stream still pins is given up first.
-    async fn snapshot(&self, source: &Arc<dyn QuerySource>) -> Result<Arc<dyn QuerySnapshot>, SourceError> {
-        match source.open().await {
-            Err(SourceError::ConnectionsExhausted { limit }) => {
-                let Some(leased) = self.give_up_finished(None) else {
-                    return Err(SourceError::ConnectionsExhausted { limit });
-                };
-                leased.close().await;
-                source.open().await
-            }
-            opened => opened,
-        }
-    }
-
-    fn stream_slot(
-        &self,
-        owner: &Owner,
-        settings: &Settings,
-    ) -> Result<Slot, tidegate_lease::capacity::CapacityExhausted> {
-        self.stream_slots.set_bounds(CapacityBounds::of_streams(settings));
-        self.stream_slots.try_acquire(owner)
-    }
-
-    fn lease_slot(&self, owner: &Owner, settings: &Settings) -> Result<Slot, OpenError> {
-        self.lease_slots.set_bounds(CapacityBounds::of_leases(settings));
-        loop {
-            let refused = match self.lease_slots.try_acquire(owner) {
-                Ok(slot) => return Ok(slot),
-                Err(refused) => refused,
-            };
-            let (whose, setting) = match refused.scope {
-                CapacityScope::Global => (None, "limits.lease_max_global"),
-                CapacityScope::Owner => (Some(owner), "limits.lease_max_per_principal"),
-            };
-            // Its slot is free when the last reference goes: wait for that only if it is the last one now.
-            match self.give_up_finished(whose).map(Arc::try_unwrap) {
-                Some(Ok(leased)) => drop(leased),
-                _ => return Err(LeasesExhausted { limit: refused.limit, current: refused.current, setting }.into()),
-            }
-        }
-    }
-
-    /// Ends the lease whose stream was completed, and left, longest ago. Nobody's unfinished stream is given up.
-    fn give_up_finished(&self, owner: Option<&Owner>) -> Option<Arc<Leased>> {
-        let oldest = {
-            let leases = self.leases.lock();
-            leases
-                .values()
-                .filter(|leased| owner.is_none_or(|owner| leased.owner == *owner))
-                .filter(|leased| leased.completed.load(Ordering::Acquire) && !leased.is_read())
-                .min_by_key(|leased| leased.seat.lock().left_at)
-                .cloned()
-        }?;
-        self.end(&oldest, LeaseEnd::Expired);
-        Some(oldest)
-    }
-
-    fn refused(&self, who: &Principal, refused: &tidegate_lease::capacity::CapacityExhausted) {
-        let scope = match refused.scope {
-            CapacityScope::Global => "global",
-            CapacityScope::Owner => "principal",
-        };
-        metrics::counter!("tidegate_stream_refused_total", "scope" => scope).increment(1);
-        self.auditor.emit(
-            Some(&who.owner),
-            AuditEvent::StreamClosed {
-                lease: None,
-                reason: CloseReason::CapacityRefused,
-                rows: 0,
-                bytes: 0,
-                from_row: 0,
-                duration_ms: 0,
-            },
-        );
     }
 
     fn leases_of(&self, owner: &Owner) -> Vec<LeaseInfo> {

@@ -183,7 +183,9 @@ fn open_sources(config: &Config) -> Result<BTreeMap<String, Arc<dyn QuerySource>
                 if let Some(most) = max_connections {
                     postgres.max_snapshots = *most;
                 }
-                postgres.max_row_bytes = usize::try_from(config.settings.limits_row_max_bytes()).unwrap_or(usize::MAX);
+                // PostgreSQL sends bytes as hexadecimal text, which is longer than the base64 of the row's line.
+                let row_max = config.settings.limits_row_max_bytes().saturating_mul(2);
+                postgres.max_row_bytes = usize::try_from(row_max).unwrap_or(usize::MAX);
                 let opened = PostgresSource::connect(postgres)
                     .map_err(|source| StartError::SourceConfig { name: name.to_string(), source })?;
                 Arc::new(opened)

@@ -43,6 +43,8 @@ pub const TLS_HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const BACKLOG: u32 = 4_096;
 /// After `limits.drain_ms` the query service gives streams their end lines; this is what that may take.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
+/// How long the last bytes of ended streams may take to leave.
+const LAST_BYTES: Duration = Duration::from_secs(1);
 /// How long to wait after the system refused to accept, for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -154,8 +156,14 @@ impl HttpServer {
         let end = app.services.clock.now().after(bound);
         tracing::info!(in_flight = in_flight.count(), "draining");
         let drained = async {
-            // Both: the service ends the streams, and the last of their bytes must leave.
-            tokio::join!(app.services.query.drain(), in_flight.none());
+            // The service ends the streams; then the last of their bytes must leave, for which a reader that takes nothing is not
+            // waited for long.
+            app.services.query.drain().await;
+            let patience = app.services.clock.now().after(LAST_BYTES);
+            tokio::select! {
+                () = in_flight.none() => {}
+                () = app.services.clock.sleep_until(patience) => {}
+            }
         };
         tokio::select! {
             // Still accepted: a client that comes now is told `draining` rather than left without an answer.
@@ -168,7 +176,7 @@ impl HttpServer {
         let closed = async { while connections.join_next().await.is_some() {} };
         tokio::select! {
             () = closed => {}
-            () = app.services.clock.sleep_until(end) => {}
+            () = app.services.clock.sleep_until(app.services.clock.now().after(LAST_BYTES)) => {}
         }
         let left = connections.len();
         if left > 0 {

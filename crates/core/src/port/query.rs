@@ -49,7 +49,7 @@ pub trait QuerySnapshot: Send + Sync + 'static {
     async fn stream(&self, statement: &Statement, sink: Box<dyn RowSink>) -> Result<(), SourceError>;
 
     /// Ends the snapshot and gives its connection back. Idempotent. A run that is going on ends with
-    /// [`SourceError::SnapshotLost`] or [`SourceError::SinkClosed`].
+    /// [`SourceError::SnapshotLost`] or [`SinkError::Closed`].
     async fn close(&self);
 }
 
