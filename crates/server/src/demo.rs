@@ -10,7 +10,7 @@ use reqwest::Url;
 use crate::cli::{DemoArgs, Exit, LogFormat, report_error};
 use crate::client::{Client, ClientError, ClientOptions, SetupError};
 use crate::config::{ConfigError, Flags, Inputs, load};
-use crate::serve::{Server, StartError, first_signal, install_metrics, log_to_stderr};
+use crate::serve::{Server, Signals, StartError, install_metrics, log_to_stderr};
 
 pub mod data;
 mod narrator;
@@ -43,6 +43,9 @@ pub enum DemoError {
     /// The writer's own connection failed.
     #[error("the writer's transaction failed")]
     Writer(#[source] rusqlite::Error),
+    /// The system does not let this process hear Ctrl-C.
+    #[error("signals cannot be heard")]
+    Signals(#[source] io::Error),
     /// Nobody reads the story.
     #[error("the story cannot be printed")]
     Print(#[from] io::Error),
@@ -110,6 +113,7 @@ pub fn run(args: &DemoArgs, json: bool) -> Exit {
 
 async fn tell(args: &DemoArgs) -> Result<(), DemoError> {
     let mut narrator = Narrator::new();
+    let mut signals = Signals::new().map_err(DemoError::Signals)?;
     // Held to the end: the folder goes away with it.
     let temporary = match &args.data_dir {
         Some(_) => None,
@@ -149,7 +153,11 @@ async fn tell(args: &DemoArgs) -> Result<(), DemoError> {
         // A sender that was dropped means the same.
         let _ = stopped.await;
     }));
-    let told = play(args, &mut narrator, address, database).await;
+    // Until Ctrl-C, in the middle of the story too: the folder is taken away in every case.
+    let told = tokio::select! {
+        told = play(args, &mut narrator, address, database) => told,
+        () = signals.next() => Ok(()),
+    };
     drop(stop);
     if running.await.is_err() {
         tracing::error!("the server ended with a panic");
@@ -180,7 +188,5 @@ async fn play(
     narrator.title("Now you")?;
     narrator.say("The server goes on until Ctrl-C. In another terminal:")?;
     narrator.lines(&next)?;
-    // Without a way to hear it the process ends on Ctrl-C all the same.
-    let _ = first_signal().await;
-    Ok(())
+    std::future::pending().await
 }

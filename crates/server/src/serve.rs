@@ -29,7 +29,7 @@ use crate::config::{self, Config, Source};
 mod run;
 
 pub use run::run;
-pub(crate) use run::{first_signal, log_to_stderr};
+pub(crate) use run::{Signals, log_to_stderr};
 
 /// File descriptors that are not connections: sources, files, the runtime's own.
 const DESCRIPTORS_ASIDE: u64 = 256;

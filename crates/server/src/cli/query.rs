@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 use super::{ClientArgs, Exit, QueryArgs, report};
 use crate::client::{Client, ClientError, ClientOptions, Event, QueryRequest, QueryStream, SetupError, Summary};
 use crate::output::{Format, Output, OutputError, output};
+use crate::serve::Signals;
 
 /// Why a query command failed.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +89,9 @@ async fn query(common: &ClientArgs, args: &QueryArgs) -> Result<(), QueryError> 
     };
 
     let cursor: Arc<Mutex<Option<String>>> = Arc::default();
-    tokio::spawn(interrupted(client.clone(), Arc::clone(&cursor)));
+    // Heard from here on, before there is anything to cancel.
+    let signals = Signals::new().map_err(QueryError::Runtime)?;
+    tokio::spawn(interrupted(client.clone(), Arc::clone(&cursor), signals));
 
     let mut stream = client.query(&request).await?;
     *cursor.lock() = stream.cursor().map(str::to_owned);
@@ -164,19 +167,16 @@ async fn copy(
     }
 }
 
-/// On Ctrl-C or SIGTERM: cancels at the server and ends the process, whatever the rest of it waits for.
-async fn interrupted(client: Client, cursor: Arc<Mutex<Option<String>>>) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
-    tokio::select! {
-        result = tokio::signal::ctrl_c() => if result.is_err() { return },
-        _ = terminate.recv() => {}
-    }
+/// On Ctrl-C or SIGTERM: cancels at the server and ends the process, whatever the rest of it waits for. A second one does
+/// not wait for the server's answer.
+async fn interrupted(client: Client, cursor: Arc<Mutex<Option<String>>>, mut signals: Signals) {
+    signals.next().await;
     let held = cursor.lock().take();
     if let Some(held) = held {
         tokio::select! {
+            // Without an answer the server notices by itself that nobody reads.
             _ = client.cancel(&held) => {}
-            _ = tokio::signal::ctrl_c() => {}
+            () = signals.next() => {}
         }
     }
     std::process::exit(i32::from(Exit::Interrupted.code()));

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::{Server, install_metrics, raise_open_files};
@@ -46,8 +46,7 @@ pub fn run(args: &ServeArgs) -> Exit {
 
 async fn serve(config: Config) -> Exit {
     // Before anything is served, so that no signal is missed.
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
+    let Ok(mut signals) = Signals::new() else {
         tracing::error!("the system does not let this process handle signals");
         return Exit::Failed;
     };
@@ -64,16 +63,10 @@ async fn serve(config: Config) -> Exit {
     }
     let (first, again) = tokio::sync::oneshot::channel();
     let signals = tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        signals.next().await;
         // The server may have ended by itself: then nobody waits.
         let _ = first.send(());
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        signals.next().await;
         tracing::warn!("a second signal: ending at once");
         std::process::exit(1);
     });
@@ -102,14 +95,25 @@ fn say(error: &dyn std::error::Error) {
     }
 }
 
-/// Waits for the first SIGTERM or SIGINT.
-pub(crate) async fn first_signal() -> std::io::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// SIGTERM and SIGINT, heard from the moment that this is made.
+pub(crate) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Must be called in a tokio runtime.
+    pub(crate) fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
-    Ok(())
+
+    /// Waits for the next of either.
+    pub(crate) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Sets logging up: to standard error, as `RUST_LOG` says or as `default` does.

@@ -1,0 +1,8 @@
+//! Black-box tests: the real binary, over real sockets, with real signals.
+#![allow(clippy::disallowed_methods, reason = "tests measure their own patience on the system's clock")]
+#![allow(clippy::unwrap_used, reason = "a test that finds no answer fails")]
+
+#[path = "server/command.rs"]
+mod command;
+#[path = "server/process.rs"]
+mod process;
