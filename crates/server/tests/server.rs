@@ -4,5 +4,13 @@
 
 #[path = "server/command.rs"]
 mod command;
+#[path = "server/database.rs"]
+mod database;
+#[path = "server/http.rs"]
+mod http;
 #[path = "server/process.rs"]
 mod process;
+#[path = "server/resume.rs"]
+mod resume;
+#[path = "server/stream.rs"]
+mod stream;

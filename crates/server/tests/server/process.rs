@@ -6,6 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
+use crate::http::{Answer, ask};
+
 /// How long anything may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -108,9 +112,14 @@ impl Server {
             ))
             .unwrap();
         drop(database);
+        Self::launch(folder, &[&["--source", "main=sqlite:x.db"], arguments].concat())
+    }
+
+    /// On what the arguments say, in this folder.
+    pub(crate) fn launch(folder: tempfile::TempDir, arguments: &[&str]) -> Self {
         let errors = std::fs::File::create(folder.path().join("stderr")).unwrap();
         let mut child = tidegate()
-            .args(["serve", "--http", "127.0.0.1:0", "--source", "main=sqlite:x.db", "--data-dir", "data"])
+            .args(["serve", "--http", "127.0.0.1:0", "--data-dir", "data"])
             .args(arguments)
             .current_dir(folder.path())
             .stdin(Stdio::null())
@@ -124,6 +133,7 @@ impl Server {
         let address = line.trim().strip_prefix("listening http ").map(|address| address.parse().unwrap());
         let Some(address) = address else {
             let _ = child.kill();
+            let _ = child.wait();
             panic!("no address: {line:?}; {}", std::fs::read_to_string(folder.path().join("stderr")).unwrap());
         };
         Self { child, address, folder, _stdout: stdout }
@@ -149,6 +159,68 @@ impl Server {
         let url = self.url();
         let arguments: Vec<&str> = ["query", "--url", &url].into_iter().chain(arguments.iter().copied()).collect();
         run_in(self.folder.path(), &arguments)
+    }
+}
+
+/// What a running server says of itself and takes.
+impl Server {
+    /// Sends a request without a body.
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        ask(self.address, "GET", path, &[], "")
+    }
+
+    /// Sends a request with a JSON body.
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
+        ask(self.address, "POST", path, &[], body.to_string())
+    }
+
+    /// Changes settings at run time.
+    pub(crate) fn set(&self, settings: &Value) {
+        let answer = ask(self.address, "PATCH", "/v1/config", &[], settings.to_string());
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+
+    /// The leases of `anonymous`.
+    pub(crate) fn leases(&self) -> Vec<Value> {
+        self.get("/v1/leases").json()["leases"].as_array().unwrap().clone()
+    }
+
+    /// The sum of a metric over all its labels that contain `label`.
+    pub(crate) fn metric(&self, name: &str, label: &str) -> f64 {
+        let text = self.get("/metrics").text();
+        let of_name =
+            text.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
+        of_name
+            .filter(|line| line.contains(label))
+            .map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap())
+            .sum()
+    }
+
+    /// A line of the kernel's account of the process, in bytes.
+    fn memory(&self, name: &str) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// How much memory the process has now, and from when on [`Self::memory_peak`] counts.
+    pub(crate) fn memory_mark(&self) -> u64 {
+        std::fs::write(format!("/proc/{}/clear_refs", self.child.id()), "5").unwrap();
+        self.memory("VmRSS")
+    }
+
+    /// The most memory that the process had since the last [`Self::memory_mark`].
+    pub(crate) fn memory_peak(&self) -> u64 {
+        self.memory("VmHWM")
+    }
+
+    /// Waits until no stream is being read and none can be resumed.
+    pub(crate) fn at_rest(&self) {
+        until("no stream is left", || {
+            self.leases().is_empty()
+                && self.metric("tidegate_stream_readers", "") == 0.0
+                && self.metric("tidegate_lease_held", "") == 0.0
+        });
     }
 }
 
