@@ -120,7 +120,7 @@ settings! {
     stream_keep_bytes = "stream.keep_bytes", 8 * MIB, 0 => 256 * MIB,
         "Bytes of recently sent rows that a stream keeps, so that a resume near the break is answered from memory.";
     limits_lease_max_global = "limits.lease_max_global", 1_024, 1 => 65_536,
-        "Pinned snapshots at one time; beyond it the one that ended longest ago is given up, else 429 lease_capacity_exhausted.";
+        "Pinned snapshots at one time; beyond it one that is completed, or that the asker left, is given up, else 429 lease_capacity_exhausted.";
     limits_lease_max_per_principal = "limits.lease_max_per_principal", 128, 1 => 65_536,
         "Pinned snapshots of one principal at one time; beyond it as for limits.lease_max_global.";
     limits_row_max_bytes = "limits.row_max_bytes", 16 * MIB, 1_024 => 256 * MIB,

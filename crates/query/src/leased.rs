@@ -39,8 +39,8 @@ pub(crate) struct Leased {
     pub(crate) sent_rows: AtomicU64,
     /// The last reader was sent the end line.
     pub(crate) completed: AtomicBool,
-    /// Counts against the lease bounds as long as it lives.
-    pub(crate) _lease_slot: Slot,
+    /// Counts against the lease bounds until the lease ends.
+    pub(crate) lease_slot: Mutex<Option<Slot>>,
 }
 
 /// Who reads.

@@ -169,13 +169,13 @@ impl Inner {
         let source = self.source(&request.source)?;
         check_bounds(&request, &settings)?;
         let slot = self.stream_slot(&who.owner, &settings).inspect_err(|refused| self.refused(who, refused))?;
-        let lease_slot = self.lease_slot(&who.owner, &settings)?;
+        let lease_slot = self.lease_slot(&who.owner, &settings).await?;
         let id = LeaseId::draw(&*self.entropy)?;
         let token = CursorToken::draw(&*self.entropy)?;
         let statement = Statement { sql: request.sql.as_str().into(), parameters: request.parameters };
         let read = statement::read(&request.sql, source.dialect());
         let opening = async {
-            let snapshot = self.snapshot(source).await?;
+            let snapshot = self.snapshot(&request.source, source, &who.owner).await?;
             let description = snapshot.describe(&statement).await?;
             let judgement = match &read {
                 None => Err(statement::NotResumable::NotAPlainQuery),
@@ -222,7 +222,7 @@ impl Inner {
             signal,
             sent_rows: AtomicU64::new(0),
             completed: AtomicBool::new(false),
-            _lease_slot: lease_slot,
+            lease_slot: Mutex::new(Some(lease_slot)),
         });
         if !self.register(&leased, &token) {
             let _released = self.machine.lock().apply(self.clock.now(), Command::Release { resource: id, epoch });
@@ -408,6 +408,7 @@ impl Inner {
             self.cursors.lock().end_key(cursor, why, now);
         }
         leased.end(end);
+        drop(leased.lease_slot.lock().take());
         metrics::gauge!("tidegate_lease_held").decrement(1.0);
         let leased = Arc::clone(leased);
         tokio::spawn(async move { leased.close().await });

@@ -1,5 +1,5 @@
-//! Slots, leases and connections: taken, refused with the bound, and, when they run out, given up by what has finished.
-//! Nobody's unfinished stream is given up for another's.
+//! Slots, leases and connections: taken, refused with the bound, and, when they run out, freed by giving up what has
+//! finished, or what the asker itself has left. Nobody's unfinished stream is given up for another's.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,17 +15,22 @@ use crate::error::{LeasesExhausted, OpenError};
 use crate::leased::{LeaseEnd, Leased};
 
 impl Inner {
-    /// A snapshot; where the source's connections are all held, one that a finished stream still pins is given up first.
-    pub(super) async fn snapshot(&self, source: &Arc<dyn QuerySource>) -> Result<Arc<dyn QuerySnapshot>, SourceError> {
-        match source.open().await {
-            Err(SourceError::ConnectionsExhausted { limit }) => {
-                let Some(leased) = self.give_up_finished(None) else {
-                    return Err(SourceError::ConnectionsExhausted { limit });
-                };
-                leased.close().await;
-                source.open().await
+    /// A snapshot; where the source's connections are all held, those of streams that may be given up are freed for it.
+    pub(super) async fn snapshot(
+        &self,
+        name: &str,
+        source: &Arc<dyn QuerySource>,
+        asker: &Owner,
+    ) -> Result<Arc<dyn QuerySnapshot>, SourceError> {
+        loop {
+            let limit = match source.open().await {
+                Err(SourceError::ConnectionsExhausted { limit }) => limit,
+                opened => return opened,
+            };
+            let of_source = |leased: &Leased| *leased.source == *name;
+            if !self.give_up(asker, of_source).await {
+                return Err(SourceError::ConnectionsExhausted { limit });
             }
-            opened => opened,
         }
     }
 
@@ -34,38 +39,45 @@ impl Inner {
         self.stream_slots.try_acquire(owner)
     }
 
-    pub(super) fn lease_slot(&self, owner: &Owner, settings: &Settings) -> Result<Slot, OpenError> {
+    pub(super) async fn lease_slot(&self, owner: &Owner, settings: &Settings) -> Result<Slot, OpenError> {
         self.lease_slots.set_bounds(CapacityBounds::of_leases(settings));
         loop {
             let refused = match self.lease_slots.try_acquire(owner) {
                 Ok(slot) => return Ok(slot),
                 Err(refused) => refused,
             };
-            let (whose, setting) = match refused.scope {
-                CapacityScope::Global => (None, "limits.lease_max_global"),
-                CapacityScope::Owner => (Some(owner), "limits.lease_max_per_principal"),
+            let (given_up, setting) = match refused.scope {
+                CapacityScope::Global => (self.give_up(owner, |_| true).await, "limits.lease_max_global"),
+                CapacityScope::Owner => {
+                    let own = self.give_up(owner, |leased| leased.owner == *owner).await;
+                    (own, "limits.lease_max_per_principal")
+                }
             };
-            // Its slot is free when the last reference goes: wait for that only if it is the last one now.
-            match self.give_up_finished(whose).map(Arc::try_unwrap) {
-                Some(Ok(leased)) => drop(leased),
-                _ => return Err(LeasesExhausted { limit: refused.limit, current: refused.current, setting }.into()),
+            if !given_up {
+                return Err(LeasesExhausted { limit: refused.limit, current: refused.current, setting }.into());
             }
         }
     }
 
-    /// Ends the lease whose stream was completed, and left, longest ago. Nobody's unfinished stream is given up.
-    fn give_up_finished(&self, owner: Option<&Owner>) -> Option<Arc<Leased>> {
-        let oldest = {
+    /// Gives up one lease that nobody reads, and waits until its connection is free: first one whose stream was completed,
+    /// whoever's it is, then one that the asker itself left in the middle; the one left longest ago. `false` where there
+    /// is none. Every round ends one lease, so a loop over this ends.
+    async fn give_up(&self, asker: &Owner, eligible: impl Fn(&Leased) -> bool) -> bool {
+        let completed = |leased: &Leased| leased.completed.load(Ordering::Acquire);
+        let chosen = {
             let leases = self.leases.lock();
-            leases
+            let mut chosen = leases
                 .values()
-                .filter(|leased| owner.is_none_or(|owner| leased.owner == *owner))
-                .filter(|leased| leased.completed.load(Ordering::Acquire) && !leased.is_read())
-                .min_by_key(|leased| leased.seat.lock().left_at)
-                .cloned()
-        }?;
-        self.end(&oldest, LeaseEnd::Expired);
-        Some(oldest)
+                .filter(|leased| eligible(leased) && !leased.is_read())
+                .filter(|leased| completed(leased) || leased.owner == *asker)
+                .collect::<Vec<_>>();
+            chosen.sort_by_key(|leased| (!completed(leased), leased.seat.lock().left_at));
+            chosen.first().map(|leased| Arc::clone(leased))
+        };
+        let Some(leased) = chosen else { return false };
+        self.end(&leased, LeaseEnd::Expired);
+        leased.close().await;
+        true
     }
 
     pub(super) fn refused(&self, who: &Principal, refused: &CapacityExhausted) {

@@ -45,30 +45,38 @@ fn a_take_over_needs_no_second_slot() {
 }
 
 #[test]
-fn when_leases_run_out_a_finished_one_is_given_up_and_an_unfinished_one_never() {
+fn when_leases_run_out_a_finished_one_is_given_up_then_the_askers_own_and_never_anothers() {
     block_on(async {
         let world = World::new(Script::numbers(10_000));
-        world.set("limits.lease_max_per_principal", 2);
+        world.set("limits.lease_max_global", 3);
+        let other = principal("acme", "bob");
+        let others = read_rows(&mut world.open(&other).await.unwrap(), 5).await;
         let finished = read_to_end(&mut world.open(&world.me).await.unwrap()).await;
         let unfinished = read_rows(&mut world.open(&world.me).await.unwrap(), 5).await;
-        until("both are left", async || world.service.leases(&world.me).iter().all(|lease| !lease.reading)).await;
-        let mut third = within("a third", async {
-            loop {
-                // The finished one's last task may still hold it for a moment.
-                match world.open(&world.me).await {
-                    Ok(stream) => return stream,
-                    Err(refused) => assert_eq!(refused.code(), "lease_capacity_exhausted"),
-                }
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
-        read_rows(&mut third, 5).await;
+        let left = |who| world.service.leases(who).iter().all(|lease| !lease.reading);
+        until("all are left", async || left(&world.me) && left(&other)).await;
+        let mut reading = vec![world.open(&world.me).await.unwrap()];
         let gone = world.resume(&world.me, &finished.cursor(), &finished.rows).await.unwrap_err();
-        assert_eq!(gone.code(), "snapshot_expired");
+        assert_eq!(gone.code(), "snapshot_expired", "the finished one first");
+        reading.push(world.open(&world.me).await.unwrap());
+        let gone = world.resume(&world.me, &unfinished.cursor(), &unfinished.rows).await.unwrap_err();
+        assert_eq!(gone.code(), "snapshot_expired", "then what the asker itself had left");
         let refused = world.open(&world.me).await.unwrap_err();
-        assert_eq!((refused.code(), refused.bound()), ("lease_capacity_exhausted", Some((2, 2))));
-        world.resume(&world.me, &unfinished.cursor(), &unfinished.rows).await.unwrap();
+        assert_eq!((refused.code(), refused.bound()), ("lease_capacity_exhausted", Some((3, 3))));
+        world.resume(&other, &others.cursor(), &others.rows).await.unwrap();
+    });
+}
+
+#[test]
+fn a_thousand_readers_that_vanish_do_not_use_up_their_principals_leases() {
+    block_on(async {
+        let world = World::new(Script::numbers(10_000));
+        world.source.set_max_snapshots(16);
+        for _ in 0..1_000 {
+            read_rows(&mut world.open(&world.me).await.unwrap(), 5).await;
+            until("the reader has left", async || world.service.leases(&world.me).iter().all(|it| !it.reading)).await;
+        }
+        assert!(world.source.live_snapshots() <= 16);
     });
 }
 
