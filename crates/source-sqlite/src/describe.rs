@@ -8,12 +8,14 @@ use tidegate_core::port::{Column, ColumnType, Description, SourceError, Statemen
 use crate::catalogue::is_rowid;
 use crate::error::at_prepare;
 use crate::session::Session;
-use crate::statement::{Checked, prepare};
+use crate::statement::{Checked, bind, prepare};
 
-/// Prepares the statement and describes its columns. Parameters are not looked at.
+/// Prepares the statement, binds its parameters (what cannot be bound is refused before a stream is open), and describes its
+/// columns.
 pub(crate) fn describe(session: &Session, statement: &Statement) -> Result<Description, SourceError> {
     let sql = &*statement.sql;
-    let Checked { prepared, reads_view } = prepare(session, sql)?;
+    let Checked { mut prepared, reads_view } = prepare(session, sql)?;
+    bind(&mut prepared, &statement.parameters)?;
     let plain = !reads_view && is_plain(sql);
     let columns = (0..prepared.column_count())
         .map(|index| column(session, &prepared, index, plain))

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use tidegate_core::Failure;
-use tidegate_core::port::SourceError;
+use tidegate_core::port::{Parameter, SourceError, Statement};
 use tidegate_testkit::block_on;
 use tidegate_testkit::query_source_suite::statement;
 
@@ -37,6 +37,22 @@ fn a_misspelled_column_in_double_quotes_is_refused_and_is_no_text() {
         assert!(world.query("select \"a name\" from item").await.is_ok());
         let error = refusal(&world, "select \"a nme\" from item").await;
         assert!(matches!(error, SourceError::Statement(_)), "{error}");
+    });
+}
+
+#[test]
+fn parameters_that_cannot_be_bound_are_refused_before_a_run() {
+    block_on(async {
+        let world = SqliteWorld::with("create table item (id integer primary key)");
+        let snapshot = world.snapshot().await;
+        let describe = async |parameters: Vec<Parameter>| {
+            let statement = Statement { sql: "select id from item where id = ?".into(), parameters };
+            snapshot.describe(&statement).await.map(drop).map_err(|error| error.code())
+        };
+        assert_eq!(describe(vec![]).await, Err("parameter_count"));
+        assert_eq!(describe(vec![Parameter::Null; 2]).await, Err("parameter_count"));
+        assert_eq!(describe(vec![Parameter::Number("9223372036854775808".into())]).await, Err("invalid_parameter"));
+        assert_eq!(describe(vec![Parameter::Integer(1)]).await, Ok(()));
     });
 }
 
