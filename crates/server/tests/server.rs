@@ -2,6 +2,12 @@
 #![allow(clippy::disallowed_methods, reason = "tests measure their own patience on the system's clock")]
 #![allow(clippy::unwrap_used, reason = "a test that finds no answer fails")]
 
+#[path = "server/bad_request.rs"]
+mod bad_request;
+#[path = "server/bad_resume.rs"]
+mod bad_resume;
+#[path = "server/bad_source.rs"]
+mod bad_source;
 #[path = "server/command.rs"]
 mod command;
 #[path = "server/database.rs"]
