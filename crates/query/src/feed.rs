@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tidegate_core::failure::Failure;
 use tidegate_core::limit::Settings;
-use tidegate_core::port::{QuerySnapshot, SourceError, Statement};
+use tidegate_core::port::{QuerySnapshot, SinkError, SourceError, Statement};
 use tidegate_core::time::Clock;
 use tidegate_frame::chunk::{Chunk, ChunkBounds};
 use tidegate_frame::ndjson::RowEncoder;
@@ -199,7 +199,8 @@ impl Run {
         let (sink, end, reader) = pipe(bounds, Arc::clone(&recipe.encoder), row_max, Arc::clone(&recipe.clock));
         let (snapshot, statement) = (Arc::clone(&recipe.snapshot), recipe.statement.clone());
         let task = tokio::spawn(async move {
-            let result = snapshot.stream(&statement, Box::new(sink)).await;
+            let result =
+                snapshot.stream(&statement, Box::new(sink)).await.map_err(|error| in_own_bound(error, row_max));
             if let Err(error) = &result {
                 tracing::debug!(code = error.code(), %error, "a run ended");
             }
@@ -213,6 +214,18 @@ impl Run {
             Some(chunk) => Piped::Chunk(chunk),
             None => self.reader.next().await,
         }
+    }
+}
+
+/// A source may stop a row at a wider bound of its own, such as that of the wire to it. What such a row is too large for first
+/// is the stream's bound, and that is the one that its reader can read about and change.
+fn in_own_bound(error: SourceError, row_max_bytes: usize) -> SourceError {
+    match error {
+        SourceError::Sink(SinkError::RowTooLarge { row, limit_bytes }) => {
+            let own = u64::try_from(row_max_bytes).unwrap_or(u64::MAX);
+            SourceError::Sink(SinkError::RowTooLarge { row, limit_bytes: limit_bytes.min(own) })
+        }
+        other => other,
     }
 }
 

@@ -10,12 +10,16 @@ use bytes::BytesMut;
 use parking_lot::Mutex;
 use tidegate_core::port::{CellWriter, RowAbandoned, RowSink, SinkError, SinkState, SourceError};
 use tidegate_core::time::{Clock, Moment};
-use tidegate_frame::chunk::{Chunk, ChunkBounds, ChunkProducer};
+use tidegate_frame::chunk::{Chunk, ChunkBounds, ChunkProducer, FlushCause};
 use tidegate_frame::ndjson::{EncodeError, RowEncoder};
 use tokio::sync::Notify;
 
 /// How many finished chunks a source may be ahead of its reader.
-pub(crate) const CHUNKS_AHEAD: usize = 2;
+pub(crate) const CHUNKS_AHEAD: usize = 4;
+
+/// A source that waited for room goes on when so many finished chunks are left: not at every chunk that is taken, because a
+/// thread that is woken costs as much as some dozens of rows.
+const CHUNKS_LEFT: usize = 2;
 
 /// The first chunk of a run is not held for the latency bound: a reader is waiting for its first row. It is held just
 /// long enough that a source that has its rows ready fills a chunk.
@@ -36,6 +40,8 @@ struct State {
     reader_gone: bool,
     first_row_at: Option<Moment>,
     first_chunk_given: bool,
+    /// The reader sleeps without a deadline: a chunk's first row must wake it, so that it sets its timer.
+    wake_on_first_row: bool,
 }
 
 /// The source's end.
@@ -55,6 +61,12 @@ pub(crate) struct PipeEnd {
 pub(crate) struct PipeReader {
     shared: Arc<Shared>,
     clock: Arc<dyn Clock>,
+    /// The bound of a chunk's latency.
+    latency: Duration,
+    /// The last chunk was a full one, so the next one is expected before any timer: the reader does not ask to be woken for
+    /// its first row, but looks after at most `latency` whether one came. So nothing is late, and a fast source costs one
+    /// wake-up a chunk.
+    expects_full_chunk: bool,
 }
 
 /// What a reader is given.
@@ -82,12 +94,15 @@ pub(crate) fn pipe(
             reader_gone: false,
             first_row_at: None,
             first_chunk_given: false,
+            wake_on_first_row: true,
         }),
         readable: Notify::new(),
         writable: Notify::new(),
     });
     let sink = PipeSink { shared: Arc::clone(&shared), encoder, clock: Arc::clone(&clock), row_max_bytes };
-    (sink, PipeEnd { shared: Arc::clone(&shared) }, PipeReader { shared, clock })
+    let latency = bounds.latency;
+    let reader = PipeReader { shared: Arc::clone(&shared), clock, latency, expects_full_chunk: false };
+    (sink, PipeEnd { shared }, reader)
 }
 
 #[async_trait]
@@ -106,18 +121,20 @@ impl RowSink for PipeSink {
         let row = state.producer.next_row();
         let chunk = state.producer.append(now, |buf: &mut BytesMut| self.encoder.encode(buf, self.row_max_bytes, fill));
         let chunk = chunk.map_err(|error: EncodeError| error.at_row(row))?;
-        // The reader is woken for a chunk, and for a chunk's first row so that it can set its timer.
         if let Some(chunk) = chunk {
             state.ready.push_back(chunk);
             self.shared.readable.notify_one();
         } else if let Some(now) = first {
             state.first_row_at.get_or_insert(now);
-            self.shared.readable.notify_one();
+            if state.wake_on_first_row {
+                self.shared.readable.notify_one();
+            }
         }
         Ok(if state.ready.len() >= CHUNKS_AHEAD { SinkState::Full } else { SinkState::Ready })
     }
 
     async fn ready(&mut self) -> Result<(), SinkError> {
+        let mut room_from = CHUNKS_AHEAD - 1;
         loop {
             let writable = self.shared.writable.notified();
             {
@@ -125,10 +142,11 @@ impl RowSink for PipeSink {
                 if state.reader_gone {
                     return Err(SinkError::Closed);
                 }
-                if state.ready.len() < CHUNKS_AHEAD {
+                if state.ready.len() <= room_from {
                     return Ok(());
                 }
             }
+            room_from = CHUNKS_LEFT;
             writable.await;
         }
     }
@@ -179,7 +197,10 @@ impl PipeReader {
                     .or_else(|| if state.has_ended { state.producer.finish() } else { None });
                 if let Some(chunk) = chunk {
                     state.first_chunk_given = true;
-                    self.shared.writable.notify_one();
+                    if state.ready.len() <= CHUNKS_LEFT {
+                        self.shared.writable.notify_one();
+                    }
+                    self.expects_full_chunk = matches!(chunk.cause, FlushCause::Bytes | FlushCause::Rows);
                     return Piped::Chunk(chunk);
                 }
                 if let Some(result) = state.ended.take() {
@@ -188,10 +209,17 @@ impl PipeReader {
                         Err(error) => Piped::Failed(error),
                     };
                 }
-                match (state.producer.deadline(), early) {
+                let deadline = match (state.producer.deadline(), early) {
                     (Some(at), Some(early)) => Some(at.min(early)),
+                    (None, _) if self.expects_full_chunk => {
+                        // Only once: a source that is idle is not looked at again and again.
+                        self.expects_full_chunk = false;
+                        Some(now.after(self.latency))
+                    }
                     (at, _) => at,
-                }
+                };
+                state.wake_on_first_row = deadline.is_none();
+                deadline
             };
             match deadline {
                 None => readable.await,

@@ -34,6 +34,9 @@ mod capacity;
 mod drain;
 mod expiry;
 
+/// Frames that wait for a reader's transport.
+const FRAMES_AHEAD: usize = 2;
+
 /// What the service is made of.
 pub struct QueryParts {
     /// The databases by name.
@@ -343,7 +346,7 @@ impl Inner {
         hasher: PrefixHasher,
         who: &Principal,
     ) -> QueryStream {
-        let (frames, stream) = mpsc::channel(1);
+        let (frames, stream) = mpsc::channel(FRAMES_AHEAD);
         let reader = Reader {
             service: Arc::clone(self),
             signal: leased.signal.subscribe(),

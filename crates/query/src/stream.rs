@@ -1,4 +1,4 @@
-//! The reader's end of a stream: a bounded channel of frames. It holds one frame; the reader's pace is the source's pace.
+//! The reader's end of a stream: a bounded channel of frames. It holds two frames; the reader's pace is the source's pace.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
