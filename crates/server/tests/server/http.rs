@@ -53,11 +53,6 @@ impl Connection {
         self.socket.write_all(bytes.as_ref()).unwrap();
     }
 
-    /// Sends bytes for as long as somebody takes them; `false` when nobody does any more.
-    pub(crate) fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
-        self.socket.write_all(bytes.as_ref()).is_ok()
-    }
-
     /// Sends a request with these headers besides `host` and `content-length`.
     pub(crate) fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) {
         let body = body.as_ref();
