@@ -8,14 +8,28 @@ mod bad_request;
 mod bad_resume;
 #[path = "server/bad_source.rs"]
 mod bad_source;
+#[path = "server/bound.rs"]
+mod bound;
+#[path = "server/capacity.rs"]
+mod capacity;
 #[path = "server/command.rs"]
 mod command;
+#[path = "server/connection.rs"]
+mod connection;
 #[path = "server/database.rs"]
 mod database;
+#[path = "server/drain.rs"]
+mod drain;
 #[path = "server/http.rs"]
 mod http;
+#[path = "server/identity.rs"]
+mod identity;
+#[path = "server/operation.rs"]
+mod operation;
 #[path = "server/process.rs"]
 mod process;
+#[path = "server/reader.rs"]
+mod reader;
 #[path = "server/resume.rs"]
 mod resume;
 #[path = "server/stream.rs"]
