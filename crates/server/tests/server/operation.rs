@@ -47,7 +47,7 @@ fn the_audit_trail_says_who_opened_what_and_how_it_ended_and_no_secret() {
     assert_eq!(fenced.rest(&mut held.clone()).code(), "cursor_taken_over");
     resumed.complete(&mut held);
     let mut failed =
-        Stream::query(server.address, &[], "select abs(-9223372036854775807 - n + 1) from item").ok().unwrap();
+        Stream::query(server.address, &[], "select abs(-9223372036854775807 - (n = 50)) from item").ok().unwrap();
     assert_eq!(failed.rest(&mut Held::default()).status(), "failed");
     until("all ends to be audited", || {
         closed("complete") == 2 && closed("cancelled") == 1 && closed("taken_over") == 1 && closed("failed") == 1
