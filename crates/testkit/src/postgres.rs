@@ -2,7 +2,7 @@
 //! that started it, whatever way that ends. It never touches a server that it did not start, and installs nothing.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -184,7 +184,8 @@ impl PostgresServer {
     pub fn skip(test: &str) {
         let required = std::env::var(REQUIRE_SERVICES).is_ok_and(|value| value == "1");
         assert!(!required, "{test}: PostgreSQL is not installed and {REQUIRE_SERVICES} is 1");
-        println!("skipped: {test}: PostgreSQL is not installed");
+        // Not `println!` or `eprintln!`: libtest keeps those of a passing test to itself. Nothing is lost when nobody reads.
+        let _ = writeln!(io::stderr(), "skipped: {test}: PostgreSQL is not installed");
     }
 
     /// The URL of a database of this server.
@@ -351,5 +352,19 @@ mod tests {
         drop(server);
         assert!(!folder.exists());
         assert!(fs::metadata(format!("/proc/{pid}")).is_err());
+    }
+
+    #[test]
+    fn a_skipped_test_says_so_although_it_passes() {
+        let test = "a_server_answers_keeps_databases_apart_and_leaves_nothing_behind";
+        let run = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &format!("postgres::tests::{test}")])
+            .env(BINDIR, "/no/such/folder")
+            .env_remove(REQUIRE_SERVICES)
+            .output()
+            .unwrap();
+        assert!(run.status.success(), "{run:?}");
+        let said = String::from_utf8_lossy(&run.stderr);
+        assert!(said.contains(&format!("skipped: {test}: PostgreSQL is not installed")), "{run:?}");
     }
 }
