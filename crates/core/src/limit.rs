@@ -1,6 +1,10 @@
 //! Settings and bounds that a user can read, meet and (some) change. It never enforces one itself: who uses a value does.
 
+use std::sync::Arc;
+
 use serde::Serialize;
+
+use crate::id::Name;
 
 /// A numeric setting that can be changed at run time, with the range that it may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -26,6 +30,44 @@ pub struct Limit {
     pub value: u64,
     /// What it bounds and what happens beyond it.
     pub meaning: &'static str,
+}
+
+/// The bounds of this crate.
+pub const LIMITS: &[Limit] = &[Limit {
+    name: "name_max_bytes",
+    value: Name::MAX_BYTES as u64,
+    meaning: "A name that a user chooses, such as a source's; a longer one is refused.",
+}];
+
+/// A bound that is read each time that it is needed, because it can change while the server runs. Cheap to clone.
+#[derive(Clone)]
+pub struct Bound(Arc<dyn Fn() -> u64 + Send + Sync>);
+
+impl Bound {
+    /// Reads the bound where it stands. `read` is called often: it must be quick and must not block.
+    #[must_use]
+    pub fn live(read: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+
+    /// What it is now.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        (self.0)()
+    }
+}
+
+/// A bound that does not change.
+impl From<u64> for Bound {
+    fn from(value: u64) -> Self {
+        Self::live(move || value)
+    }
+}
+
+impl std::fmt::Debug for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Bound").field(&self.get()).finish()
+    }
 }
 
 /// Why a setting was not changed. Nothing was: a change of several settings is all or nothing.
@@ -139,6 +181,10 @@ settings! {
         "Parameters of a statement; beyond it 400 too_many_parameters.";
     limits_open_timeout_ms = "limits.open_timeout_ms", 30_000, 1 => DAY_MS,
         "A source must open and describe a statement in this time; beyond it 504 source_timeout.";
+    limits_resume_timeout_ms = "limits.resume_timeout_ms", 600_000, 1 => DAY_MS,
+        "A resume before the kept rows must find its row in this time; beyond it 504 resume_timeout.";
+    limits_kept_max_bytes = "limits.kept_max_bytes", 512 * MIB, 0 => 1_024 * 1_024 * MIB,
+        "Bytes of sent rows that all streams together keep; beyond it a stream that sends keeps fewer of its own.";
     limits_drain_ms = "limits.drain_ms", 3_000, 0 => DAY_MS,
         "After SIGTERM running streams may go on for this long; then they get their end line.";
 }

@@ -162,6 +162,17 @@ pub enum ResumeError {
         /// How many rows the caller claims to hold.
         rows: u64,
     },
+    /// Running the query again gave other rows than were sent before.
+    #[error("running the query again on the snapshot gave fewer rows than were sent before; send the query again")]
+    Diverged,
+    /// It took too long to find the row.
+    #[error("row {rows} was not reached within {limit_ms} ms (limits.resume_timeout_ms)")]
+    Timeout {
+        /// How many rows the caller holds.
+        rows: u64,
+        /// The bound.
+        limit_ms: u64,
+    },
     /// Too many streams are being read.
     #[error(transparent)]
     Capacity(#[from] CapacityExhausted),
@@ -178,6 +189,8 @@ impl Failure for ResumeError {
             Self::Cancelled => "cursor_cancelled",
             Self::SnapshotExpired(_) => "snapshot_expired",
             Self::PrefixHashMismatch { .. } => "prefix_hash_mismatch",
+            Self::Diverged => "snapshot_diverged",
+            Self::Timeout { .. } => "resume_timeout",
             Self::Capacity(error) => error.code(),
             Self::Source(error) => error.code(),
         }
@@ -189,6 +202,8 @@ impl Failure for ResumeError {
             Self::CursorNotFound => ErrorKind::NotFound,
             Self::Cancelled | Self::PrefixHashMismatch { .. } => ErrorKind::Conflict,
             Self::SnapshotExpired(_) => ErrorKind::Gone,
+            Self::Diverged => ErrorKind::Internal,
+            Self::Timeout { .. } => ErrorKind::Timeout,
             Self::Capacity(error) => error.kind(),
             Self::Source(error) => error.kind(),
         }
@@ -196,12 +211,14 @@ impl Failure for ResumeError {
 
     fn retry(&self) -> Retry {
         match self {
-            Self::Draining(_) => Retry::After(std::time::Duration::from_secs(1)),
+            Self::Draining(_) | Self::Timeout { .. } => Retry::After(std::time::Duration::from_secs(1)),
             Self::Capacity(error) => error.retry(),
             Self::Source(error) => error.retry(),
-            Self::CursorNotFound | Self::Cancelled | Self::SnapshotExpired(_) | Self::PrefixHashMismatch { .. } => {
-                Retry::Never
-            }
+            Self::CursorNotFound
+            | Self::Cancelled
+            | Self::SnapshotExpired(_)
+            | Self::PrefixHashMismatch { .. }
+            | Self::Diverged => Retry::Never,
         }
     }
 }

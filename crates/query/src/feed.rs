@@ -14,7 +14,7 @@ use tidegate_frame::prefix::{PrefixHash, PrefixHasher};
 use tokio::task::JoinHandle;
 
 use crate::pipe::{PipeReader, Piped, pipe};
-use crate::tape::{Located, Tape};
+use crate::tape::{Budget, Located, Tape};
 
 /// How to run the statement again.
 pub(crate) struct Recipe {
@@ -67,14 +67,16 @@ pub(crate) enum Sought {
         from_memory: bool,
     },
     Mismatch,
+    /// Running the statement again gave fewer rows than were sent before.
+    Diverged,
     /// The rows are no longer kept and the snapshot cannot be read again.
     Gone(Arc<SourceError>),
 }
 
 impl Feed {
-    pub(crate) fn new(recipe: Recipe) -> Self {
+    pub(crate) fn new(recipe: Recipe, budget: Arc<Budget>) -> Self {
         let keep = recipe.settings.stream_keep_bytes();
-        Self { recipe, tape: Tape::new(keep), run: None, end: None, closed: false }
+        Self { recipe, tape: Tape::new(keep, budget), run: None, end: None, closed: false }
     }
 
     /// Starts the first run, so that rows are under way before they are asked for.
@@ -95,21 +97,27 @@ impl Feed {
         self.tape.restart(end);
     }
 
-    /// The rows from `row` on: out of the tape, at its end out of the run. Cancel-safe.
-    pub(crate) async fn next(&mut self, row: u64) -> Fed {
-        if let Some((bytes, after)) = self.tape.read(row) {
+    /// The rows after those that `reader` stands for: out of the tape, at its end out of the run. Cancel-safe.
+    pub(crate) async fn next(&mut self, reader: &PrefixHasher) -> Fed {
+        if let Some((bytes, after)) = self.tape.read(reader.rows()) {
             return Fed::Rows(bytes, after);
         }
-        if let Some(end) = &self.end {
+        let at_tail = reader.rows() == self.tape.tail().rows();
+        if at_tail && let Some(end) = &self.end {
             return Fed::End(end.clone());
         }
         if self.closed {
             return Fed::End(FeedEnd::Failed(Arc::new(SourceError::SnapshotLost(None))));
         }
-        // After a resume that failed the run may stand elsewhere: bring one to the tape's end first.
-        let tail = self.tape.tail().clone();
-        match self.advance(tail.rows()).await {
-            Ok(reached) if reached.digest() == tail.digest() => {}
+        // A resume that went elsewhere and failed may have left the run, and even the tape, at another row: bring them to
+        // the reader's own, and prove that it is the same row.
+        match self.advance(reader.rows()).await {
+            Ok(reached) if reached.digest() == reader.digest() => {
+                if !at_tail {
+                    self.tape.restart(reached);
+                    self.end = None;
+                }
+            }
             Ok(_) => return Fed::End(self.ended(FeedEnd::Diverged)),
             Err(end) => return Fed::End(self.ended(end)),
         }
@@ -137,8 +145,6 @@ impl Feed {
         if self.closed {
             return Sought::Gone(Arc::new(SourceError::SnapshotLost(None)));
         }
-        // A run that is already beyond `rows` cannot go back.
-        self.run = None;
         match self.advance(rows).await {
             Ok(reached) if reached.digest() == *hash => {
                 self.tape.restart(reached.clone());
@@ -156,7 +162,7 @@ impl Feed {
             // The run ended before `rows`, although that many rows were sent before.
             Err(FeedEnd::Complete | FeedEnd::Diverged) => {
                 self.run = None;
-                Sought::Mismatch
+                Sought::Diverged
             }
         }
     }
@@ -168,6 +174,7 @@ impl Feed {
 
     /// Brings a run to just before row `row`, starting one if there is none. Cancel-safe: what was taken is remembered.
     async fn advance(&mut self, row: u64) -> Result<PrefixHasher, FeedEnd> {
+        // A run that is already beyond `row` cannot go back.
         if self.run.as_ref().is_some_and(|run| run.taken.rows() > row) {
             self.run = None;
         }

@@ -37,8 +37,8 @@ pub(crate) struct Leased {
     pub(crate) seat: Mutex<Seat>,
     pub(crate) signal: watch::Sender<Signal>,
     pub(crate) sent_rows: AtomicU64,
-    /// The last reader was sent the end line.
-    pub(crate) completed: AtomicBool,
+    /// The database still holds the snapshot for it.
+    pub(crate) pinned: AtomicBool,
     /// Counts against the lease bounds until the lease ends.
     pub(crate) lease_slot: Mutex<Option<Slot>>,
 }
@@ -50,6 +50,10 @@ pub(crate) struct Seat {
     pub(crate) slot: Option<Slot>,
     /// When the last reader left.
     pub(crate) left_at: Option<Moment>,
+    /// The last reader was sent the end line.
+    pub(crate) completed: bool,
+    /// Nobody takes this seat any more.
+    pub(crate) ended: bool,
 }
 
 /// What a reader must heed.
@@ -87,11 +91,6 @@ impl Leased {
         }
     }
 
-    /// Whether somebody reads now.
-    pub(crate) fn is_read(&self) -> bool {
-        self.seat.lock().slot.is_some()
-    }
-
     /// Ends it for its reader, if there is one. The first reason stays.
     pub(crate) fn end(&self, end: LeaseEnd) {
         self.signal.send_modify(|signal| {
@@ -108,7 +107,13 @@ impl Leased {
     /// Stops the run, forgets the rows and gives the snapshot's connection back. Waits until the reader has let go.
     pub(crate) async fn close(&self) {
         self.feed.lock().await.close();
+        self.unpin().await;
+    }
+
+    /// Gives the snapshot's connection back.
+    pub(crate) async fn unpin(&self) {
         self.snapshot.close().await;
+        self.pinned.store(false, Ordering::Release);
     }
 
     pub(crate) fn note_sent(&self, rows: u64) {

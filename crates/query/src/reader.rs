@@ -2,7 +2,6 @@
 //! cancelled, stalled or gone. It holds the feed only while it waits for rows, never while it waits for its reader.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tidegate_core::failure::{Failure, Retry};
@@ -51,27 +50,31 @@ struct SeatGuard {
     service: Arc<Inner>,
     leased: Arc<Leased>,
     epoch: Epoch,
+    completed: bool,
 }
 
 impl Drop for SeatGuard {
     fn drop(&mut self) {
-        self.service.leave(&self.leased, self.epoch);
+        self.service.leave(&self.leased, self.epoch, self.completed);
     }
 }
 
 impl Reader {
     pub(crate) async fn run(mut self) {
-        let seat =
-            SeatGuard { service: Arc::clone(&self.service), leased: Arc::clone(&self.leased), epoch: self.epoch };
+        let mut seat = SeatGuard {
+            service: Arc::clone(&self.service),
+            leased: Arc::clone(&self.leased),
+            epoch: self.epoch,
+            completed: false,
+        };
         let started = self.service.clock.now();
         let mut bytes = 0;
         let stop = self.deliver(&mut bytes).await;
         let rows = self.hasher.rows();
-        if matches!(stop, Stop::Complete) {
-            self.leased.completed.store(true, Ordering::Release);
-        }
+        seat.completed = matches!(stop, Stop::Complete);
         drop(seat);
-        let (reason, status, error) = stop.told();
+        self.note_token_expiry();
+        let (reason, status, error) = stop.told(self.cursor.is_some());
         let duration_ms = millis(self.service.clock.now().saturating_since(started));
         metrics::counter!("tidegate_stream_closed_total", "reason" => reason.as_str()).increment(1);
         self.service.auditor.emit(
@@ -143,7 +146,7 @@ impl Reader {
                 biased;
                 changed = self.signal.changed() => changed.map_err(|_| Stop::ReaderGone)?,
                 () = self.frames.closed() => return Err(Stop::ReaderGone),
-                fed = feed.next(self.hasher.rows()) => return Ok(fed),
+                fed = feed.next(&self.hasher) => return Ok(fed),
             }
         }
     }
@@ -215,7 +218,7 @@ impl Reader {
 impl Stop {
     /// The reason for the audit trail, and what the reader is told: the status of its end line (`None` = nobody is
     /// there to read it) after an error line.
-    fn told(&self) -> (CloseReason, Option<EndStatus>, Option<ErrorLine>) {
+    fn told(&self, resumable: bool) -> (CloseReason, Option<EndStatus>, Option<ErrorLine>) {
         let failed = |code: &'static str, message: String, retry: Retry| {
             (Some(EndStatus::Failed), Some(ErrorLine { code: code.into(), message, retry }))
         };
@@ -239,7 +242,8 @@ impl Stop {
                 (CloseReason::Draining, status, line)
             }
             Self::Stalled => {
-                let message = "nothing was taken for stream.idle_timeout_ms; resume with the cursor".to_owned();
+                let advice = if resumable { "resume with the cursor" } else { "send the query again" };
+                let message = format!("nothing was taken for stream.idle_timeout_ms; {advice}");
                 let (status, line) = failed("reader_stalled", message, Retry::Now);
                 (CloseReason::ReaderStalled, status, line)
             }

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
+use tidegate_core::failure::{ErrorKind, Failure};
 use tidegate_core::id::{CursorToken, Epoch, LeaseId};
 use tidegate_core::limit::Settings;
-use tidegate_core::port::{Catalogue, Entropy, QuerySource, SourceError, Statement};
+use tidegate_core::port::{Catalogue, Entropy, QuerySource, Statement};
 use tidegate_core::principal::{Owner, Principal};
 use tidegate_core::time::{Clock, Moment};
 use tidegate_frame::ndjson::{RowEncoder, schema_fingerprint};
@@ -23,16 +24,18 @@ use tidegate_lease::machine::{Command, LeaseMachine, MachineBounds, Outcome};
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::error::{CancelError, Draining, LeasesExhausted, OpenError, ResumeError, SourceNotReady};
-use crate::feed::{Feed, Recipe, Sought};
+use crate::feed::{Feed, Recipe};
 use crate::leased::{LeaseEnd, Leased, Seat, Signal};
 use crate::reader::{Reader, millis};
 use crate::request::{LeaseInfo, OpenRequest, ResumeRequest};
 use crate::statement;
 use crate::stream::QueryStream;
+use crate::tape::Budget;
 
 mod capacity;
 mod drain;
 mod expiry;
+mod resume;
 
 /// Frames that wait for a reader's transport.
 const FRAMES_AHEAD: usize = 2;
@@ -65,6 +68,7 @@ pub(crate) struct Inner {
     pub(crate) auditor: Auditor,
     stream_slots: Arc<Capacity>,
     lease_slots: Arc<Capacity>,
+    kept: Arc<Budget>,
     machine: Mutex<LeaseMachine<LeaseId>>,
     cursors: Mutex<CursorTable<Arc<Leased>>>,
     leases: Mutex<HashMap<LeaseId, Arc<Leased>>>,
@@ -89,6 +93,7 @@ impl QueryService {
             stream_slots: Capacity::new(CapacityBounds::of_streams(&settings)),
             lease_slots: Capacity::new(CapacityBounds::of_leases(&settings)),
             settings: parts.settings,
+            kept: Arc::new(Budget::default()),
             machine: Mutex::new(LeaseMachine::new(MachineBounds::default())),
             cursors: Mutex::new(CursorTable::new(CursorBounds::default())),
             leases: Mutex::new(HashMap::new()),
@@ -165,19 +170,30 @@ impl QueryService {
 
 impl Inner {
     async fn open(self: &Arc<Self>, who: &Principal, request: OpenRequest) -> Result<QueryStream, OpenError> {
+        let opened = self.try_open(who, request).await;
+        if let Err(error) = &opened
+            && error.kind() == ErrorKind::Exhausted
+        {
+            self.refused(who, error.code());
+        }
+        opened
+    }
+
+    async fn try_open(self: &Arc<Self>, who: &Principal, request: OpenRequest) -> Result<QueryStream, OpenError> {
         if self.draining.load(Ordering::Acquire) {
             return Err(Draining.into());
         }
         let settings = self.settings.freeze();
+        self.kept.set_limit(settings.limits_kept_max_bytes());
         let source = self.source(&request.source)?;
         check_bounds(&request, &settings)?;
-        let slot = self.stream_slot(&who.owner, &settings).inspect_err(|refused| self.refused(who, refused))?;
-        let lease_slot = self.lease_slot(&who.owner, &settings).await?;
+        let slot = self.stream_slot(&who.owner, &settings)?;
         let id = LeaseId::draw(&*self.entropy)?;
         let token = CursorToken::draw(&*self.entropy)?;
         let statement = Statement { sql: request.sql.as_str().into(), parameters: request.parameters };
         let read = statement::read(&request.sql, source.dialect());
         let opening = async {
+            let lease_slot = self.lease_slot(&who.owner, &settings).await?;
             let snapshot = self.snapshot(&request.source, source, &who.owner).await?;
             let description = snapshot.describe(&statement).await?;
             let judgement = match &read {
@@ -189,23 +205,19 @@ impl Inner {
                     read.judge(&known)
                 }
             };
-            Ok::<_, SourceError>((snapshot, description, judgement))
+            Ok::<_, OpenError>((lease_slot, snapshot, description, judgement))
         };
         let limit_ms = settings.limits_open_timeout_ms();
         let deadline = self.clock.now().after(Duration::from_millis(limit_ms));
-        let (snapshot, description, judgement) = tokio::select! {
+        let (lease_slot, snapshot, description, judgement) = tokio::select! {
             opened = opening => opened?,
             () = self.clock.sleep_until(deadline) => return Err(OpenError::SourceTimeout { limit_ms }),
         };
         let encoder = Arc::new(RowEncoder::new(&description.columns, request.shape)?);
         let recipe =
             Recipe { snapshot: Arc::clone(&snapshot), statement, encoder, settings, clock: Arc::clone(&self.clock) };
-        let mut feed = Feed::new(recipe);
-        let full = || {
-            let (limit, current) = (settings.limits_lease_max_global(), self.leases.lock().len() as u64);
-            LeasesExhausted { limit, current, setting: "limits.lease_max_global" }
-        };
-        let epoch = self.acquire(id, &who.owner).ok_or_else(full)?;
+        let mut feed = Feed::new(recipe, Arc::clone(&self.kept));
+        let epoch = self.acquire(id, &who.owner).ok_or_else(|| full(&settings, self.leases.lock().len()))?;
         feed.start();
         let signal = watch::Sender::new(Signal { epoch, end: None, resumes: 0 });
         let leased = Arc::new(Leased {
@@ -221,16 +233,15 @@ impl Inner {
             settings,
             opened_at: self.clock.timestamp(),
             feed: tokio::sync::Mutex::new(feed),
-            seat: Mutex::new(Seat { epoch, slot: Some(slot), left_at: None }),
+            seat: Mutex::new(Seat { epoch, slot: Some(slot), left_at: None, completed: false, ended: false }),
             signal,
             sent_rows: AtomicU64::new(0),
-            completed: AtomicBool::new(false),
+            pinned: AtomicBool::new(true),
             lease_slot: Mutex::new(Some(lease_slot)),
         });
-        if !self.register(&leased, &token) {
+        self.register(&leased, &token).inspect_err(|_| {
             let _released = self.machine.lock().apply(self.clock.now(), Command::Release { resource: id, epoch });
-            return Err(full().into());
-        }
+        })?;
         metrics::counter!("tidegate_stream_opened_total", "kind" => "open").increment(1);
         self.auditor.emit(
             Some(&who.owner),
@@ -246,99 +257,7 @@ impl Inner {
         Ok(self.read(leased, cursor, epoch, PrefixHasher::new(), who))
     }
 
-    async fn resume(self: &Arc<Self>, who: &Principal, request: ResumeRequest) -> Result<QueryStream, ResumeError> {
-        if self.draining.load(Ordering::Acquire) {
-            return Err(Draining.into());
-        }
-        let found = self.cursors.lock().find(&request.cursor, &who.owner);
-        let leased = match found {
-            Found::Live(leased) => leased,
-            Found::Ended(CursorEnd::Cancelled) => return Err(ResumeError::Cancelled),
-            Found::Ended(_) => return Err(ResumeError::SnapshotExpired(None)),
-            Found::NotFound => return Err(ResumeError::CursorNotFound),
-        };
-        let rows = request.rows;
-        // The prefix is proved before the present reader is fenced: a wrong resume must not hurt it.
-        let mut signal = leased.signal.subscribe();
-        let _aside = leased.step_aside();
-        let mut feed = tokio::select! {
-            feed = leased.feed.lock() => feed,
-            end = ended(&mut signal) => return Err(end.into()),
-        };
-        let sought = tokio::select! {
-            biased;
-            end = ended(&mut signal) => return Err(end.into()),
-            sought = feed.seek(rows, &request.prefix_hash) => sought,
-        };
-        let (hasher, from_memory) = match sought {
-            Sought::Found { hasher, from_memory } => (hasher, from_memory),
-            Sought::Mismatch => {
-                metrics::counter!("tidegate_stream_resume_refused_total", "reason" => "prefix_hash_mismatch")
-                    .increment(1);
-                return Err(ResumeError::PrefixHashMismatch { rows });
-            }
-            Sought::Gone(error) if matches!(*error, SourceError::SnapshotLost(_)) => {
-                return Err(ResumeError::SnapshotExpired(Some(error)));
-            }
-            Sought::Gone(error) => return Err(ResumeError::Source(error)),
-        };
-        let epoch = self.take_over(&leased, who)?;
-        leased.completed.store(false, Ordering::Release);
-        let kind = if from_memory { "resume_from_memory" } else { "resume_from_snapshot" };
-        metrics::counter!("tidegate_stream_opened_total", "kind" => kind).increment(1);
-        self.auditor.emit(
-            Some(&who.owner),
-            AuditEvent::StreamOpened {
-                lease: leased.id,
-                source: Arc::clone(&leased.source),
-                snapshot: leased.snapshot.id().clone(),
-                query_hash: leased.query_hash,
-                from_row: rows,
-            },
-        );
-        drop(feed);
-        Ok(self.read(Arc::clone(&leased), Some(request.cursor), epoch, hasher, who))
-    }
-
-    /// Gives the lease to a new reader: the next epoch, and the slot of the reader before, if it still holds one.
-    fn take_over(&self, leased: &Arc<Leased>, who: &Principal) -> Result<Epoch, ResumeError> {
-        let settings = self.settings.freeze();
-        let mut seat = leased.seat.lock();
-        let was_read = seat.slot.is_some();
-        if !was_read {
-            let slot = self.stream_slot(&who.owner, &settings).inspect_err(|refused| self.refused(who, refused))?;
-            seat.slot = Some(slot);
-        }
-        let fenced = seat.epoch;
-        let Some(epoch) = self.fence(leased, Duration::MAX) else {
-            // It ended between the look-up and here.
-            seat.slot = None;
-            return Err(ResumeError::SnapshotExpired(None));
-        };
-        seat.epoch = epoch;
-        seat.left_at = None;
-        drop(seat);
-        leased.signal.send_modify(|signal| signal.epoch = epoch);
-        if was_read {
-            self.auditor.emit(Some(&who.owner), AuditEvent::LeaseFenced { lease: leased.id, epoch: fenced });
-        }
-        Ok(epoch)
-    }
-
-    /// The next epoch of a lease that has not ended. A reader's epoch has no deadline: it is renewed while it is read, and
-    /// when the reader leaves, an epoch without a reader begins that has the TTL.
-    fn fence(&self, leased: &Leased, ttl: Duration) -> Option<Epoch> {
-        let now = self.clock.now();
-        let mut machine = self.machine.lock();
-        machine.find(now, &leased.id)?;
-        let fence = Command::Fence { resource: leased.id, holder: leased.owner.clone(), ttl };
-        match machine.apply(now, fence) {
-            Outcome::Acquired { epoch, .. } => Some(epoch),
-            _ => None,
-        }
-    }
-
-    fn read(
+    pub(super) fn read(
         self: &Arc<Self>,
         leased: Arc<Leased>,
         cursor: Option<CursorToken>,
@@ -366,43 +285,18 @@ impl Inner {
         QueryStream::new(stream)
     }
 
-    /// The reader of this epoch is gone. Its slot is free, unless a later reader has taken it over; the lease lives on
-    /// for its TTL, or ends now if nobody could resume it.
-    pub(crate) fn leave(&self, leased: &Arc<Leased>, epoch: Epoch) {
-        {
-            let mut seat = leased.seat.lock();
-            if seat.epoch != epoch {
-                return;
-            }
-            seat.slot = None;
-            seat.left_at = Some(self.clock.now());
-            let ttl = Duration::from_millis(leased.settings.stream_snapshot_ttl_ms());
-            if let Some(vacant) = self.fence(leased, ttl) {
-                seat.epoch = vacant;
-            }
-        }
-        if leased.cursor.is_none() {
-            self.end(leased, LeaseEnd::Expired);
-            return;
-        }
-        self.rearm.notify_one();
-        if leased.completed.load(Ordering::Acquire) {
-            // Where every row is in memory the database need not hold the snapshot for a resume that may never come.
-            let leased = Arc::clone(leased);
-            tokio::spawn(async move {
-                if leased.feed.lock().await.is_whole() {
-                    leased.snapshot.close().await;
-                }
-            });
-        }
-    }
-
     /// Ends a lease: for its reader, for its cursor, and for the database. Idempotent.
     fn end(&self, leased: &Arc<Leased>, end: LeaseEnd) {
         if self.leases.lock().remove(&leased.id).is_none() {
             return;
         }
-        let epoch = leased.seat.lock().epoch;
+        let epoch = {
+            let mut seat = leased.seat.lock();
+            seat.ended = true;
+            seat.epoch
+        };
+        // The reader first: it must not take another row once the cursor is told to be at its end.
+        leased.end(end);
         let now = self.clock.now();
         // It may have expired, which is how it came here.
         let _released = self.machine.lock().apply(now, Command::Release { resource: leased.id, epoch });
@@ -410,7 +304,6 @@ impl Inner {
             let why = if end == LeaseEnd::Cancelled { CursorEnd::Cancelled } else { CursorEnd::Expired };
             self.cursors.lock().end_key(cursor, why, now);
         }
-        leased.end(end);
         drop(leased.lease_slot.lock().take());
         metrics::gauge!("tidegate_lease_held").decrement(1.0);
         let leased = Arc::clone(leased);
@@ -427,15 +320,19 @@ impl Inner {
         }
     }
 
-    /// Makes a lease known. `false`, and nothing is, where the table of cursors is full, which the bound of the lease slots
-    /// rules out.
-    fn register(&self, leased: &Arc<Leased>, token: &CursorToken) -> bool {
-        if leased.cursor.is_some() && self.cursors.lock().insert(token, &leased.owner, Arc::clone(leased)).is_err() {
-            return false;
+    /// Makes a lease known, unless the service drains: what is known when the drain looks gets its end line.
+    fn register(&self, leased: &Arc<Leased>, token: &CursorToken) -> Result<(), OpenError> {
+        let mut leases = self.leases.lock();
+        if self.draining.load(Ordering::Acquire) {
+            return Err(Draining.into());
         }
-        self.leases.lock().insert(leased.id, Arc::clone(leased));
+        if leased.cursor.is_some() && self.cursors.lock().insert(token, &leased.owner, Arc::clone(leased)).is_err() {
+            // The bound of the lease slots rules this out.
+            return Err(full(&leased.settings, leases.len()).into());
+        }
+        leases.insert(leased.id, Arc::clone(leased));
         metrics::gauge!("tidegate_lease_held").increment(1.0);
-        true
+        Ok(())
     }
 
     fn source(&self, name: &str) -> Result<&Arc<dyn QuerySource>, OpenError> {
@@ -498,23 +395,10 @@ impl Drop for Present {
     }
 }
 
-/// Resolves when the lease has ended.
-async fn ended(signal: &mut watch::Receiver<Signal>) -> LeaseEnd {
-    match signal.wait_for(|signal| signal.end.is_some()).await.map(|signal| signal.end) {
-        Ok(Some(end)) => end,
-        // The lease's state is gone, and so is the lease.
-        Ok(None) | Err(_) => LeaseEnd::Expired,
-    }
-}
-
-impl From<LeaseEnd> for ResumeError {
-    fn from(end: LeaseEnd) -> Self {
-        match end {
-            LeaseEnd::Cancelled => Self::Cancelled,
-            LeaseEnd::Expired => Self::SnapshotExpired(None),
-            LeaseEnd::Draining => Self::Draining(Draining),
-        }
-    }
+/// What rules itself out while the lease slots are bounded by the same setting.
+fn full(settings: &Settings, leases: usize) -> LeasesExhausted {
+    let limit = settings.limits_lease_max_global();
+    LeasesExhausted { limit, current: leases as u64, setting: "limits.lease_max_global" }
 }
 
 fn check_bounds(request: &OpenRequest, settings: &Settings) -> Result<(), OpenError> {

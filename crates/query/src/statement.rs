@@ -6,8 +6,10 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use sqlparser::ast::{Expr, Function, ObjectName, Query, SetExpr, Statement as Ast, TableFactor, Visit, Visitor};
-use sqlparser::dialect::{PostgreSqlDialect, SQLiteDialect};
+use sqlparser::dialect::{Dialect as ParserDialect, PostgreSqlDialect, SQLiteDialect};
+use sqlparser::keywords::Keyword;
 use sqlparser::parser::Parser;
+use sqlparser::tokenizer::{Token, Tokenizer};
 use tidegate_core::port::{Catalogue, CatalogueQuery, Dialect, RelationName, Volatility};
 
 mod order;
@@ -100,15 +102,43 @@ pub(crate) struct ReadQuery {
     obstacle: Option<NotResumable>,
 }
 
+/// Operators and keywords that a statement may have to be judged. The parser reads a chain of them in a loop and builds a tree as
+/// deep as the chain; walking and dropping that takes stack in proportion. SQLite's own bound of depth is 1,000 too.
+const LINKS_MAX: usize = 1_000;
+
+/// Whether the token can make the tree deeper. What only makes it wider cannot, nor can brackets: the parser bounds those.
+fn may_deepen(token: &Token) -> bool {
+    match token {
+        Token::Word(word) => !matches!(word.keyword, Keyword::NoKeyword | Keyword::AS | Keyword::NULL | Keyword::NAME),
+        Token::Whitespace(_)
+        | Token::Comma
+        | Token::Period
+        | Token::LParen
+        | Token::RParen
+        | Token::SemiColon
+        | Token::EOF
+        | Token::Number(..)
+        | Token::Placeholder(_)
+        | Token::SingleQuotedString(_) => false,
+        _ => true,
+    }
+}
+
 /// The statement as a query, or `None` where the parser does not know it. Cost: linear in the text; nesting is bounded by
 /// the parser.
 pub(crate) fn read(sql: &str, dialect: Dialect) -> Option<ReadQuery> {
-    let parsed = match dialect {
-        Dialect::Sqlite => Parser::parse_sql(&SQLiteDialect {}, sql),
-        Dialect::Postgres => Parser::parse_sql(&PostgreSqlDialect {}, sql),
+    let sqlite = SQLiteDialect {};
+    let postgres = PostgreSqlDialect {};
+    let dialect_of_parser: &dyn ParserDialect = match dialect {
+        Dialect::Sqlite => &sqlite,
+        Dialect::Postgres => &postgres,
         _ => return None,
     };
-    let mut statements = parsed.ok()?;
+    let tokens = Tokenizer::new(dialect_of_parser, sql).tokenize().ok()?;
+    if tokens.iter().filter(|token| may_deepen(token)).count() > LINKS_MAX {
+        return None;
+    }
+    let mut statements = Parser::new(dialect_of_parser).with_tokens(tokens).parse_statements().ok()?;
     let (Some(Ast::Query(query)), true) = (statements.pop(), statements.is_empty()) else { return None };
     let mut survey = Survey { dialect, relations: BTreeSet::new(), functions: BTreeSet::new(), depth: 0 };
     let obstacle = match query.visit(&mut survey) {

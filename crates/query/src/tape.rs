@@ -2,6 +2,8 @@
 //! bound. Pure: it reads no source, no clock, and never makes up a row.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tidegate_frame::chunk::Chunk;
@@ -10,6 +12,23 @@ use tidegate_frame::prefix::{PrefixHash, PrefixHasher};
 /// What a kept chunk costs beyond its bytes, so that many small chunks are bounded too.
 const CHUNK_OVERHEAD_BYTES: u64 = 256;
 
+/// What all tapes together may keep. A tape that would exceed it forgets its own oldest rows, never another's.
+#[derive(Debug, Default)]
+pub(crate) struct Budget {
+    used: AtomicU64,
+    limit: AtomicU64,
+}
+
+impl Budget {
+    pub(crate) fn set_limit(&self, bytes: u64) {
+        self.limit.store(bytes, Ordering::Relaxed);
+    }
+
+    fn is_exceeded(&self) -> bool {
+        self.used.load(Ordering::Relaxed) > self.limit.load(Ordering::Relaxed)
+    }
+}
+
 /// The rows sent so far. Invariants: `kept` is contiguous and ends at row `tail.rows()`; its cost is at most the bound; a
 /// hasher stands before each kept chunk.
 #[derive(Debug)]
@@ -17,7 +36,10 @@ pub(crate) struct Tape {
     kept: VecDeque<Kept>,
     kept_bytes: u64,
     keep_bytes: u64,
+    budget: Arc<Budget>,
     tail: PrefixHasher,
+    /// The most rows that any reader was sent: the tail, unless a resume went back.
+    sent: u64,
 }
 
 #[derive(Debug)]
@@ -38,8 +60,8 @@ pub(crate) enum Located {
 }
 
 impl Tape {
-    pub(crate) fn new(keep_bytes: u64) -> Self {
-        Self { kept: VecDeque::new(), kept_bytes: 0, keep_bytes, tail: PrefixHasher::new() }
+    pub(crate) fn new(keep_bytes: u64, budget: Arc<Budget>) -> Self {
+        Self { kept: VecDeque::new(), kept_bytes: 0, keep_bytes, budget, tail: PrefixHasher::new(), sent: 0 }
     }
 
     /// The state after the last row sent.
@@ -63,25 +85,34 @@ impl Tape {
         debug_assert_eq!(chunk.first_row, self.tail.rows(), "chunks are contiguous");
         let before = self.tail.clone();
         self.tail.lines(&chunk.bytes);
+        self.sent = self.sent.max(self.tail.rows());
         self.kept_bytes += cost(&chunk);
+        self.budget.used.fetch_add(cost(&chunk), Ordering::Relaxed);
         self.kept.push_back(Kept { before, chunk });
-        while self.kept_bytes > self.keep_bytes
+        while (self.kept_bytes > self.keep_bytes || self.budget.is_exceeded())
             && let Some(oldest) = self.kept.pop_front()
         {
             self.kept_bytes -= cost(&oldest.chunk);
+            self.budget.used.fetch_sub(cost(&oldest.chunk), Ordering::Relaxed);
         }
     }
 
     /// Forgets all that is kept and goes on after a prefix that was read again.
     pub(crate) fn restart(&mut self, tail: PrefixHasher) {
-        self.kept.clear();
-        self.kept_bytes = 0;
+        self.forget();
+        self.sent = self.sent.max(tail.rows());
         self.tail = tail;
+    }
+
+    fn forget(&mut self) {
+        self.kept.clear();
+        self.budget.used.fetch_sub(self.kept_bytes, Ordering::Relaxed);
+        self.kept_bytes = 0;
     }
 
     /// Where the prefix of `rows` rows with this hash ends.
     pub(crate) fn locate(&self, rows: u64, hash: &PrefixHash) -> Located {
-        if rows > self.tail.rows() {
+        if rows > self.sent {
             // A reader cannot hold rows that were never sent.
             return Located::Mismatch;
         }
@@ -89,6 +120,7 @@ impl Tape {
             0 if *hash != PrefixHasher::new().digest() => return Located::Mismatch,
             0 if self.earliest() == 0 => Some(PrefixHasher::new()),
             _ if rows == self.tail.rows() => Some(self.tail.clone()),
+            _ if rows > self.tail.rows() => None,
             _ => self.kept_chunk(rows).and_then(|kept| kept.hasher_at(rows)),
         };
         match found {
@@ -117,6 +149,12 @@ impl Tape {
             return None;
         }
         self.kept.partition_point(|kept| kept.chunk.first_row <= row).checked_sub(1)
+    }
+}
+
+impl Drop for Tape {
+    fn drop(&mut self) {
+        self.forget();
     }
 }
 
@@ -156,7 +194,9 @@ mod tests {
             chunks in proptest::collection::vec(proptest::collection::vec("[a-z]{0,40}", 1..6), 0..20),
             keep in 0u64..4_000,
         ) {
-            let mut tape = Tape::new(keep);
+            let budget = Arc::new(Budget::default());
+            budget.set_limit(keep.max(2_000));
+            let mut tape = Tape::new(keep, Arc::clone(&budget));
             let mut all: Vec<String> = Vec::new();
             for lines in &chunks {
                 tape.push(chunk(all.len() as u64, lines));
@@ -185,6 +225,31 @@ mod tests {
                 prop_assert!(!matches!(tape.locate(row, &wrong), Located::Here(_)));
             }
             prop_assert!(matches!(tape.locate(all.len() as u64 + 1, &wrong), Located::Mismatch));
+            // A resume that went back forgets what is kept, and not how much was sent.
+            tape.restart(PrefixHasher::new());
+            prop_assert_eq!(budget.used.load(Ordering::Relaxed), 0);
+            for rows in 1..=all.len() {
+                prop_assert!(matches!(tape.locate(rows as u64, &hash(&all[..rows]).digest()), Located::NotKept));
+            }
         }
+    }
+
+    #[test]
+    fn all_tapes_together_keep_no_more_than_the_budget_and_none_takes_anothers() {
+        let budget = Arc::new(Budget::default());
+        budget.set_limit(10_000);
+        let line = ["x".repeat(1_000)];
+        let mut tapes: Vec<Tape> = (0..4).map(|_| Tape::new(u64::MAX, Arc::clone(&budget))).collect();
+        for row in 0..5 {
+            tapes[0].push(chunk(row, &line));
+        }
+        let first = tapes[0].kept_bytes();
+        for row in 0..20 {
+            tapes.iter_mut().skip(1).for_each(|tape| tape.push(chunk(row, &line)));
+        }
+        assert!(tapes.iter().map(Tape::kept_bytes).sum::<u64>() <= 10_000);
+        assert_eq!(tapes[0].kept_bytes(), first);
+        drop(tapes);
+        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
     }
 }

@@ -27,7 +27,7 @@ impl Inner {
                 Err(SourceError::ConnectionsExhausted { limit }) => limit,
                 opened => return opened,
             };
-            let of_source = |leased: &Leased| *leased.source == *name;
+            let of_source = |leased: &Leased| *leased.source == *name && leased.pinned.load(Ordering::Acquire);
             if !self.give_up(asker, of_source).await {
                 return Err(SourceError::ConnectionsExhausted { limit });
             }
@@ -63,29 +63,35 @@ impl Inner {
     /// whoever's it is, then one that the asker itself left in the middle; the one left longest ago. `false` where there
     /// is none. Every round ends one lease, so a loop over this ends.
     async fn give_up(&self, asker: &Owner, eligible: impl Fn(&Leased) -> bool) -> bool {
-        let completed = |leased: &Leased| leased.completed.load(Ordering::Acquire);
-        let chosen = {
-            let leases = self.leases.lock();
-            let mut chosen = leases
-                .values()
-                .filter(|leased| eligible(leased) && !leased.is_read())
-                .filter(|leased| completed(leased) || leased.owner == *asker)
-                .collect::<Vec<_>>();
-            chosen.sort_by_key(|leased| (!completed(leased), leased.seat.lock().left_at));
-            chosen.first().map(|leased| Arc::clone(leased))
-        };
-        let Some(leased) = chosen else { return false };
-        self.end(&leased, LeaseEnd::Expired);
-        leased.close().await;
-        true
+        loop {
+            let chosen = {
+                let leases = self.leases.lock();
+                let candidates = leases.values().filter(|leased| eligible(leased)).filter_map(|leased| {
+                    let seat = leased.seat.lock();
+                    let may = seat.slot.is_none() && (seat.completed || leased.owner == *asker);
+                    may.then(|| ((!seat.completed, seat.left_at), Arc::clone(leased)))
+                });
+                candidates.min_by_key(|(rank, _)| *rank)
+            };
+            let Some((_, leased)) = chosen else { return false };
+            // A resume may have sat down in the meantime: then this is no longer a lease that nobody reads.
+            let free = {
+                let mut seat = leased.seat.lock();
+                let free = seat.slot.is_none() && !seat.ended;
+                seat.ended |= free;
+                free
+            };
+            if free {
+                self.end(&leased, LeaseEnd::Expired);
+                leased.close().await;
+                return true;
+            }
+        }
     }
 
-    pub(super) fn refused(&self, who: &Principal, refused: &CapacityExhausted) {
-        let scope = match refused.scope {
-            CapacityScope::Global => "global",
-            CapacityScope::Owner => "principal",
-        };
-        metrics::counter!("tidegate_stream_refused_total", "scope" => scope).increment(1);
+    /// A refusal by capacity, for the audit trail and the metrics.
+    pub(super) fn refused(&self, who: &Principal, code: &'static str) {
+        metrics::counter!("tidegate_stream_refused_total", "code" => code).increment(1);
         self.auditor.emit(
             Some(&who.owner),
             AuditEvent::StreamClosed {

@@ -40,7 +40,7 @@ pub(super) fn judge(query: &Query, dialect: Dialect, catalogue: &Catalogue) -> R
         },
     };
     let order: Vec<&Expr> = order.iter().map(|item| resolve(&item.expr, select, dialect)).collect();
-    let named = |expr: &Expr| order.iter().any(|ordered| same(ordered, resolve(expr, select, dialect), dialect));
+    let named = |expr: &Expr| order.iter().any(|ordered| same(ordered, expr, dialect));
     match &select.distinct {
         Some(Distinct::On(_)) => return Err(NotResumable::UnsupportedClause { clause: "DISTINCT ON" }),
         Some(Distinct::Distinct) => {
@@ -53,7 +53,7 @@ pub(super) fn judge(query: &Query, dialect: Dialect, catalogue: &Catalogue) -> R
         Some(Distinct::All) | None => {}
     }
     if !grouping.is_empty() {
-        let all = grouping.iter().all(named);
+        let all = grouping.iter().all(|expr| named(resolve_group(expr, select, &relations, dialect)));
         return if all { Ok(()) } else { Err(NotResumable::OrderMissesGroup { clause: "GROUP BY" }) };
     }
     if relations.is_empty() {
@@ -166,7 +166,20 @@ fn is_value(expr: &Expr) -> bool {
     }
 }
 
-/// What an ORDER BY or GROUP BY item stands for: an output's number or alias stands for the output.
+/// What a GROUP BY item stands for: a number for the output, a name for a column of a table before it stands for an output's
+/// alias. In ORDER BY it is the other way round.
+fn resolve_group<'a>(expr: &'a Expr, select: &'a Select, relations: &[Relation<'_>], dialect: Dialect) -> &'a Expr {
+    match expr {
+        Expr::Identifier(name) => {
+            let name = folded(name, dialect);
+            let is_column = relations.iter().any(|relation| has(relation, &name, dialect));
+            if is_column { expr } else { resolve(expr, select, dialect) }
+        }
+        _ => resolve(expr, select, dialect),
+    }
+}
+
+/// What an ORDER BY item stands for: an output's number or alias stands for the output.
 fn resolve<'a>(expr: &'a Expr, select: &'a Select, dialect: Dialect) -> &'a Expr {
     match expr {
         Expr::Value(value) => {
@@ -219,13 +232,6 @@ fn same(a: &Expr, b: &Expr, dialect: Dialect) -> bool {
 
 /// The plain column that an expression is, if it is one and it is clear whose.
 fn column(expr: &Expr, relations: &[Relation<'_>], dialect: Dialect) -> Option<ColumnOf> {
-    let has = |relation: &Relation<'_>, column: &str| {
-        let named = |name: &str| {
-            if dialect == Dialect::Sqlite { name.eq_ignore_ascii_case(column) } else { name == column }
-        };
-        relation.facts.columns.iter().any(|name| named(name))
-            || relation.facts.unique_keys.iter().any(|key| key.columns.iter().any(|name| named(name)))
-    };
     let (table, column) = match expr {
         Expr::Nested(inner) => return self::column(inner, relations, dialect),
         Expr::Identifier(name) => (None, folded(name, dialect)),
@@ -237,11 +243,20 @@ fn column(expr: &Expr, relations: &[Relation<'_>], dialect: Dialect) -> Option<C
     };
     let mut owners = relations.iter().enumerate().filter(|(_, relation)| match &table {
         Some(table) => relation.name == *table,
-        None => has(relation, &column),
+        None => has(relation, &column, dialect),
     });
     match (owners.next(), owners.next()) {
         (Some((relation, _)), None) => Some(ColumnOf { relation, column }),
         // Two relations have it: the database knows which is meant, this judge does not guess.
         _ => None,
     }
+}
+
+/// Whether a relation has a column of this name (folded by the dialect's rule).
+fn has(relation: &Relation<'_>, column: &str, dialect: Dialect) -> bool {
+    let named = |name: &str| {
+        if dialect == Dialect::Sqlite { name.eq_ignore_ascii_case(column) } else { name == column }
+    };
+    relation.facts.columns.iter().any(|name| named(name))
+        || relation.facts.unique_keys.iter().any(|key| key.columns.iter().any(|name| named(name)))
 }

@@ -86,6 +86,11 @@ fn a_result_is_resumable_exactly_where_the_order_is_fixed() {
         ("select distinct name from item order by name", "resumable"),
         ("select distinct name, price from item order by name", "order_not_unique"),
         ("select distinct * from item order by id", "order_not_unique"),
+        ("select distinct id as name, name as price from item order by name", "order_not_unique"),
+        ("select max(id) as name from item group by name order by name", "order_not_unique"),
+        ("select max(id) as top, name from item group by name order by top", "order_not_unique"),
+        ("select lower(name) as low, count(*) from item group by low order by low", "resumable"),
+        ("select lower(name) as low, count(*) from item group by 1 order by 1", "resumable"),
         // What a second run may answer differently.
         ("select id, random() from item order by id", "volatile_function"),
         ("select id from item where price > random() order by id", "volatile_function"),
@@ -130,8 +135,40 @@ fn each_dialect_has_its_own_clock_and_case() {
     }
 }
 
+/// The parser reads a chain of operators in a loop and builds a tree as deep as the chain, which would be walked, compared and
+/// dropped on a small stack.
 #[test]
-fn nesting_without_end_is_no_crash() {
-    let sql = format!("select {}1{}", "(".repeat(50_000), ")".repeat(50_000));
-    assert_eq!(verdict(&sql, Dialect::Sqlite), "not_a_plain_query");
+fn depth_without_end_is_no_crash() {
+    let chains = [
+        format!("select {}1{}", "(".repeat(50_000), ")".repeat(50_000)),
+        format!("select 1{}", "+1".repeat(100_000)),
+        format!("select 1 where 1{}", " or 1".repeat(50_000)),
+        format!("select 'x'{}", "||'x'".repeat(50_000)),
+        format!("select {}1", "- ".repeat(100_000)),
+        format!("select {}1", "not ".repeat(50_000)),
+        format!("select 1{}", "::int".repeat(50_000)),
+        format!("select 1{}", " union select 1".repeat(15_000)),
+        format!("select 1{}", " is null".repeat(30_000)),
+        format!("select x{}", "[1]".repeat(60_000)),
+        format!("select x{}", " collate nocase".repeat(15_000)),
+        format!("select 1 from a{}", " join a".repeat(30_000)),
+        format!("select {}1{}", "case when 1 then ".repeat(10_000), " end".repeat(10_000)),
+    ];
+    for sql in chains {
+        for dialect in [Dialect::Sqlite, Dialect::Postgres] {
+            // On a stack as small as a worker's.
+            let sql = sql.clone();
+            let worker = std::thread::Builder::new().stack_size(1 << 20);
+            let judged = worker.spawn(move || verdict(&sql, dialect)).unwrap().join().unwrap();
+            assert_eq!(judged, "not_a_plain_query");
+        }
+    }
+}
+
+#[test]
+fn a_long_plain_statement_is_still_read() {
+    let columns: Vec<String> = (0..2_000).map(|n| format!("i.name as c{n}")).collect();
+    let sql =
+        format!("select {} from item i where id in ({}) order by i.id", columns.join(", "), "1,".repeat(9_999) + "1");
+    assert_eq!(verdict(&sql, Dialect::Sqlite), "resumable");
 }

@@ -32,6 +32,26 @@ fn the_caps_refuse_with_limit_and_current_and_one_principal_cannot_use_up_anothe
 }
 
 #[test]
+fn a_resume_takes_its_slot_before_it_does_any_work() {
+    block_on(async {
+        let world = World::new(Script::numbers(10_000));
+        world.set("stream.keep_bytes", 0);
+        world.set("stream.max_per_principal", 1);
+        let read = read_rows(&mut world.open(&world.me).await.unwrap(), 1_500).await;
+        until("the reader has left", async || !world.service.leases(&world.me)[0].reading).await;
+        let held = world.open(&world.me).await.unwrap();
+        let runs = world.source.counters().runs;
+        let refused = world.resume(&world.me, &read.cursor(), &read.rows).await.unwrap_err();
+        assert_eq!((refused.code(), refused.bound()), ("principal_stream_quota_exhausted", Some((1, 1))));
+        assert_eq!(world.source.counters().runs, runs, "the query was not run again for it");
+        drop(held);
+        until("a slot is free", async || world.resume(&world.me, &read.cursor(), &read.rows).await.is_ok()).await;
+        let refusals = world.audit.records().iter().filter(|it| format!("{it:?}").contains("capacity_refused")).count();
+        assert!(refusals > 0, "refusals are in the audit trail");
+    });
+}
+
+#[test]
 fn a_take_over_needs_no_second_slot() {
     block_on(async {
         let world = World::new(Script::numbers(100_000));

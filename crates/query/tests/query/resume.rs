@@ -49,6 +49,92 @@ fn a_hundred_resumes_in_a_chain_at_random_rows_give_the_bytes_of_one_undisturbed
     });
 }
 
+/// A client may throw rows away, and may come back with rows that a shorter resume did not reach again.
+#[test]
+fn resumes_at_any_row_in_any_order_give_the_same_bytes() {
+    block_on(async {
+        for keep_bytes in [0, 3_000, 8 << 20] {
+            let world = World::new(Script::numbers(2_000));
+            world.set("stream.keep_bytes", keep_bytes);
+            world.set("stream.chunk.max_rows", 37);
+            let whole = read_to_end(&mut world.open(&world.me).await.unwrap()).await;
+            let ends: Vec<usize> = std::iter::once(0)
+                .chain(whole.rows.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1))
+                .collect();
+            let dice = SeededEntropy::new(keep_bytes + 3);
+            let mut rows = vec![0, 2_000, 1_999, 0, 2_000];
+            rows.extend((0..40).map(|_| dice.below(2_001)));
+            for row in rows {
+                let held = &whole.rows[..ends[usize::try_from(row).unwrap()]];
+                let mut stream = world.resume(&world.me, &whole.cursor(), held).await.unwrap();
+                if dice.below(2) == 0 {
+                    let rest = read_to_end(&mut stream).await;
+                    assert_eq!([held, &rest.rows].concat(), whole.rows, "from row {row}, kept {keep_bytes}");
+                } else {
+                    read_rows(&mut stream, dice.below(2_001 - row)).await;
+                }
+            }
+        }
+    });
+}
+
+/// A refused resume leaves the lease as it was: its deadline, its slot, and the present reader's place.
+#[test]
+fn a_refused_resume_does_not_prolong_the_snapshot() {
+    block_on(async {
+        let world = World::new(Script::numbers(10_000));
+        world.set("stream.snapshot.ttl_ms", 60_000);
+        let read = read_rows(&mut world.open(&world.me).await.unwrap(), 10).await;
+        until("the reader has left", async || !world.service.leases(&world.me)[0].reading).await;
+        world.clock.advance(Duration::from_secs(40));
+        let wrong = hash_of(b"{\"row\":{}}\n");
+        world.resume_claiming(&world.me, &read.cursor(), 10, wrong).await.unwrap_err();
+        world.clock.advance(Duration::from_secs(20));
+        let refused = world.resume(&world.me, &read.cursor(), &read.rows).await.unwrap_err();
+        assert_eq!(refused.code(), "snapshot_expired");
+    });
+}
+
+#[test]
+fn a_resume_that_takes_longer_than_the_ttl_still_finds_its_row_and_one_without_end_is_bounded() {
+    block_on(async {
+        let gate = Gate::closed();
+        let world = World::new(Script::numbers(5_000).hold_at(4_000, &gate));
+        world.set("stream.keep_bytes", 0);
+        world.set("stream.snapshot.ttl_ms", 1_000);
+        gate.open();
+        let whole = read_to_end(&mut world.open(&world.me).await.unwrap()).await;
+        until("the reader has left", async || !world.service.leases(&world.me)[0].reading).await;
+        gate.close();
+        let (service, me, clock) = (world.service.clone(), world.me.clone(), world.clock.clone());
+        let request = tidegate_query::ResumeRequest {
+            cursor: tidegate_core::id::CursorToken::parse(&whole.cursor()).unwrap(),
+            rows: 4_500,
+            prefix_hash: hash_of(&super::world::first_rows(&whole.rows, 4_500)),
+        };
+        let resuming = tokio::spawn({
+            let (service, request) = (service.clone(), request.clone());
+            async move { service.resume(&me, request).await }
+        });
+        until("the query is run again", async || world.source.counters().runs == 2).await;
+        clock.advance(Duration::from_secs(30));
+        gate.open();
+        let rest = read_to_end(&mut resuming.await.unwrap().unwrap()).await;
+        assert_eq!(rest.end.unwrap().prefix_hash, whole.end.unwrap().prefix_hash);
+        until("the reader has left", async || !world.service.leases(&world.me)[0].reading).await;
+        gate.close();
+        let me = world.me.clone();
+        let resuming = tokio::spawn(async move { service.resume(&me, request).await });
+        until("the query is run once more", async || world.source.counters().runs == 3).await;
+        until("the time-out is met", async || {
+            clock.advance(Duration::from_secs(60));
+            resuming.is_finished()
+        })
+        .await;
+        assert_eq!(resuming.await.unwrap().unwrap_err().code(), "resume_timeout");
+    });
+}
+
 #[test]
 fn what_commits_after_open_is_in_no_row_resumed_or_not() {
     block_on(async {

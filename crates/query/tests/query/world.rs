@@ -154,6 +154,10 @@ pub(crate) fn row_count(rows: &[u8]) -> u64 {
     rows.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
+pub(crate) fn first_rows(rows: &[u8], count: u64) -> Vec<u8> {
+    rows[..prefix_len(rows, count)].to_vec()
+}
+
 fn prefix_len(rows: &[u8], count: u64) -> usize {
     let mut ends = rows.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
     if count == 0 { 0 } else { ends.nth(usize::try_from(count).unwrap() - 1).unwrap() }
