@@ -164,7 +164,7 @@ pub struct ServeArgs {
     /// Any other key of the configuration, such as stream.chunk.max_rows=10. May be given again.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     pub set: Vec<(String, String)>,
-    /// Listen on a non-loopback address without [auth].
+    /// Listen on a non-loopback address without a section auth.
     #[arg(long)]
     pub insecure: bool,
     /// How the log on stderr looks.
