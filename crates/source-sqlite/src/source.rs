@@ -21,6 +21,8 @@ use crate::snapshot::SqliteSnapshot;
 pub struct SqliteSource {
     config: Arc<SqliteConfig>,
     places: Arc<Semaphore>,
+    /// One ping at a time: many callers must not become many threads and connections.
+    pings: Arc<Semaphore>,
     /// Tells this source's snapshots from those of an earlier process.
     boot: u64,
     next: AtomicU64,
@@ -49,15 +51,16 @@ impl SqliteSource {
         OsEntropy.fill(&mut boot).map_err(|error| SourceError::Internal(Some(Box::new(error))))?;
         Ok(Self {
             places: Arc::new(Semaphore::new(config.max_snapshots)),
+            pings: Arc::new(Semaphore::new(1)),
             config: Arc::new(config),
             boot: u64::from_ne_bytes(boot),
             next: AtomicU64::new(1),
         })
     }
 
-    async fn session(&self, place: Option<OwnedSemaphorePermit>) -> Result<Session, SourceError> {
+    async fn session(&self, place: OwnedSemaphorePermit) -> Result<Session, SourceError> {
         let config = Arc::clone(&self.config);
-        let opened = spawn_blocking(move || Session::open(&config, place)).await;
+        let opened = spawn_blocking(move || Session::open(&config, Some(place))).await;
         opened.map_err(|error| SourceError::Internal(Some(Box::new(error))))?
     }
 }
@@ -101,13 +104,16 @@ impl QuerySource for SqliteSource {
         let limit = self.config.max_snapshots;
         let place =
             Arc::clone(&self.places).try_acquire_owned().map_err(|_| SourceError::ConnectionsExhausted { limit })?;
-        let session = self.session(Some(place)).await?;
+        let session = self.session(place).await?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let id = SnapshotId::new(format!("sqlite:{:016x}:{number}", self.boot));
         Ok(Arc::new(SqliteSnapshot::new(id, session)))
     }
 
     async fn ping(&self) -> Result<(), SourceError> {
-        self.session(None).await.map(drop)
+        // The place goes with the work: a caller that goes away does not make room for the next while a thread still opens.
+        let place = Arc::clone(&self.pings).acquire_owned().await;
+        let place = place.map_err(|error| SourceError::Internal(Some(Box::new(error))))?;
+        self.session(place).await.map(drop)
     }
 }

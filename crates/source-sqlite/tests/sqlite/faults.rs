@@ -4,7 +4,8 @@ use std::fs::{self, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 use std::process::Command;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use tidegate_core::Failure;
@@ -197,4 +198,39 @@ proptest! {
             within("close", snapshot.close()).await;
         });
     }
+}
+
+#[test]
+fn a_flood_of_pings_leaves_the_threads_to_others() {
+    let world = SqliteWorld::configured("create table t (x)", |config| {
+        config.journal_mode = JournalMode::Keep;
+        config.busy_timeout = Duration::from_secs(2);
+    });
+    let holder = world.writer();
+    holder.execute_batch("begin exclusive").unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build().unwrap();
+    runtime.block_on(async {
+        let flood = || {
+            let mut pings = tokio::task::JoinSet::new();
+            for _ in 0..32 {
+                let source = Arc::clone(&world.source);
+                pings.spawn(async move { source.ping().await });
+            }
+            pings
+        };
+        // Callers that went away count too: what they began goes on.
+        let mut gone = flood();
+        tokio::task::yield_now().await;
+        gone.shutdown().await;
+        let mut pings = flood();
+        tokio::task::yield_now().await;
+        tokio::select! {
+            biased;
+            _ = pings.join_next() => panic!("the other work waited for a ping"),
+            done = tokio::task::spawn_blocking(|| ()) => done.unwrap(),
+        }
+        holder.execute_batch("rollback").unwrap();
+        // The first may have given up; those after it find the file free.
+        assert!(pings.join_all().await.iter().skip(1).all(Result::is_ok));
+    });
 }
