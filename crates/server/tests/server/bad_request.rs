@@ -28,9 +28,11 @@ fn contents(database: &Database) -> Vec<String> {
     questions.iter().flat_map(|sql| database.texts(sql)).collect()
 }
 
+/// The names of the files in a folder, but for those that a SQLite database has while somebody reads it.
 fn files(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).unwrap();
     let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| !name.ends_with("-wal") && !name.ends_with("-shm"));
     names.sort();
     names
 }
@@ -39,8 +41,6 @@ fn files(folder: &Path) -> Vec<String> {
 fn refused(kind: Kind, test: &str, more: &str, cases: &[(&str, u16, &str)]) {
     let sql = format!("{} {more}", Database::items(kind, 20));
     let Some((database, server)) = Database::serve(kind, test, &sql, &[]) else { return };
-    // A first stream, so that the files that readers make are there.
-    assert_eq!(rows(server.address, "select * from item order by id").rows, 20);
     let (before, files_before) = (contents(&database), files(&server.path(".")));
     let mut wrong = Vec::new();
     for (sql, status, code) in cases {

@@ -1,6 +1,6 @@
 //! Many connections: the server answers among them, in bounded memory, and is at rest when they are gone.
 
-use std::io::ErrorKind;
+use std::io::Write as _;
 use std::net::TcpStream;
 
 use crate::database::{Database, Kind};
@@ -30,18 +30,16 @@ fn ten_thousand_connections_are_held_while_queries_are_answered() {
     until("all of them to be accepted", || server.metric("tidegate_http_connections", "") >= count as f64);
     assert!(rows(server.address, sql).bytes == all.bytes, "a query is answered among them");
     let grown = (server.memory_peak() - mark) / count;
-    assert!(grown < 16 * 1024, "{grown} bytes a connection");
+    assert!(grown < 32 * 1024, "{grown} bytes a connection");
     // Half of them begin a request and never end it; a quarter ask and read; all of them go.
     for (at, socket) in idle.iter().enumerate() {
-        use std::io::Write as _;
         let mut socket = socket;
         let sent = match at % 4 {
             0 | 1 => socket.write_all(b"POST /v1/query HTTP/1.1\r\nhost: t\r\ncontent-le"),
             2 => socket.write_all(b"GET /healthz HTTP/1.1\r\nhost: t\r\n\r\n"),
             _ => Ok(()),
         };
-        // A connection that nothing was asked on may be closed after a while.
-        assert!(sent.is_ok() || sent.is_err_and(|error| error.kind() != ErrorKind::InvalidInput));
+        sent.unwrap();
     }
     assert!(rows(server.address, sql).bytes == all.bytes);
     drop(idle);
