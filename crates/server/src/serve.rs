@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde_json::Value;
-use tidegate_core::limit::Settings;
+use tidegate_core::limit::{Bound, Settings};
 use tidegate_core::port::{AuditSink, QuerySource, SourceError};
 use tidegate_core::system::{OsEntropy, SystemClock};
 use tidegate_core::time::Clock;
@@ -27,6 +27,8 @@ use crate::audit::{AuditFile, AuditFileError};
 use crate::config::{self, Config, Source};
 
 mod run;
+#[cfg(test)]
+mod tests;
 
 pub use run::run;
 pub(crate) use run::{Signals, log_to_stderr};
@@ -94,10 +96,11 @@ impl Server {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let auditor = Auditor::new(Arc::clone(&audit) as Arc<dyn AuditSink>, Arc::clone(&clock));
         let authenticator = Authenticator::new(auth_config(&config), Arc::clone(&clock))?;
-        let sources = open_sources(&config)?;
+        let settings = Arc::new(SettingsCell::new(config.settings));
+        let sources = open_sources(&config, &settings)?;
         let query = QueryService::new(QueryParts {
             sources,
-            settings: Arc::new(SettingsCell::new(config.settings)),
+            settings,
             clock: Arc::clone(&clock),
             entropy: Arc::new(OsEntropy),
             auditor: auditor.clone(),
@@ -161,15 +164,24 @@ pub fn raise_open_files(settings: &Settings) {
     }
 }
 
-fn open_sources(config: &Config) -> Result<BTreeMap<String, Arc<dyn QuerySource>>, StartError> {
-    let snapshots = usize::try_from(config.settings.limits_lease_max_global()).unwrap_or(usize::MAX);
+/// Opens the sources. What a setting bounds they read from `settings` when a snapshot is opened, so that a change counts.
+fn open_sources(
+    config: &Config,
+    settings: &Arc<SettingsCell>,
+) -> Result<BTreeMap<String, Arc<dyn QuerySource>>, StartError> {
+    // PostgreSQL sends bytes as hexadecimal text, which is longer than the base64 of the row's line.
+    let row_bytes = |factor: u64| {
+        let settings = Arc::clone(settings);
+        Bound::live(move || settings.freeze().limits_row_max_bytes().saturating_mul(factor))
+    };
     let mut sources: BTreeMap<String, Arc<dyn QuerySource>> = BTreeMap::new();
     for (name, source) in &config.sources {
         let opened: Arc<dyn QuerySource> = match source {
             Source::Sqlite { path, journal_mode } => {
                 let mut sqlite = SqliteConfig::new(path);
-                sqlite.max_snapshots = snapshots;
-                sqlite.max_value_bytes = config.settings.limits_row_max_bytes();
+                // Every snapshot has a lease: `limits.lease_max_global` bounds them, as it is now.
+                sqlite.max_snapshots = usize::MAX;
+                sqlite.max_value_bytes = row_bytes(1);
                 sqlite.journal_mode = match journal_mode {
                     config::JournalMode::Wal => tidegate_source_sqlite::JournalMode::Wal,
                     config::JournalMode::Keep => tidegate_source_sqlite::JournalMode::Keep,
@@ -183,9 +195,7 @@ fn open_sources(config: &Config) -> Result<BTreeMap<String, Arc<dyn QuerySource>
                 if let Some(most) = max_connections {
                     postgres.max_snapshots = *most;
                 }
-                // PostgreSQL sends bytes as hexadecimal text, which is longer than the base64 of the row's line.
-                let row_max = config.settings.limits_row_max_bytes().saturating_mul(2);
-                postgres.max_row_bytes = usize::try_from(row_max).unwrap_or(usize::MAX);
+                postgres.max_row_bytes = row_bytes(2);
                 let opened = PostgresSource::connect(postgres)
                     .map_err(|source| StartError::SourceConfig { name: name.to_string(), source })?;
                 Arc::new(opened)

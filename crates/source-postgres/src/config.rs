@@ -4,7 +4,48 @@ use std::fmt;
 use std::time::Duration;
 
 use tidegate_core::failure::{ErrorKind, Failure};
+use tidegate_core::limit::{Bound, Limit};
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
+
+const MAX_SNAPSHOTS: usize = 64;
+const WARM_CONNECTIONS: usize = 2;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_ROW_BYTES: u64 = 32 * 1024 * 1024;
+
+/// The bounds of a source that is told nothing else.
+pub const LIMITS: &[Limit] = &[
+    Limit {
+        name: "postgres.connections_max",
+        value: MAX_SNAPSHOTS as u64,
+        meaning: "Snapshots of a source at one time, unless its max_connections says otherwise; beyond it 429 source_connections_exhausted.",
+    },
+    Limit {
+        name: "postgres.warm_connections_max",
+        value: WARM_CONNECTIONS as u64,
+        meaning: "Unused connections that a source keeps ready, beside those with snapshots.",
+    },
+    Limit {
+        name: "postgres.connect_timeout_ms",
+        value: CONNECT_TIMEOUT.as_millis() as u64,
+        meaning: "Connecting and authentication must be done in this time; beyond it 503 source_unavailable.",
+    },
+    Limit {
+        name: "postgres.lock_timeout_ms",
+        value: LOCK_TIMEOUT.as_millis() as u64,
+        meaning: "How long a statement waits for a lock of the database; then it ends with the database's error.",
+    },
+    Limit {
+        name: "postgres.cancel_timeout_ms",
+        value: crate::session::CANCEL_TIMEOUT.as_millis() as u64,
+        meaning: "The server must handle a cancel request in this time; beyond it the connection is given up.",
+    },
+    Limit {
+        name: "postgres.restore_timeout_ms",
+        value: crate::session::RESTORE_TIMEOUT.as_millis() as u64,
+        meaning: "A cancelled statement must have ended in this time; beyond it the connection is given up.",
+    },
+];
 
 /// Why a [`PostgresConfig`] cannot be used. No message repeats the URL: it may hold a password.
 #[derive(Debug, thiserror::Error)]
@@ -83,8 +124,9 @@ pub struct PostgresConfig {
     pub connect_timeout: Duration,
     /// How long a statement waits for a lock of the database. Default 10 s.
     pub lock_timeout: Duration,
-    /// A row whose text form is larger is never taken into memory: its stream ends with `row_too_large`. Default 32 MiB.
-    pub max_row_bytes: usize,
+    /// A row whose text form is larger is never taken into memory: its stream ends with `row_too_large`. Read when a
+    /// snapshot is opened, which keeps it. Default 32 MiB.
+    pub max_row_bytes: Bound,
     /// What `pg_stat_activity` shows, unless the URL says so. Default `tidegate`.
     pub application_name: Box<str>,
     /// Certificate authorities (PEM) to trust instead of Mozilla's list, for `sslmode=require`.
@@ -97,12 +139,12 @@ impl PostgresConfig {
     pub fn new(url: impl Into<Box<str>>) -> Self {
         Self {
             url: url.into(),
-            max_snapshots: 64,
-            warm_connections: 2,
+            max_snapshots: MAX_SNAPSHOTS,
+            warm_connections: WARM_CONNECTIONS,
             warm_max_age: Duration::from_secs(300),
-            connect_timeout: Duration::from_secs(10),
-            lock_timeout: Duration::from_secs(10),
-            max_row_bytes: 32 * 1024 * 1024,
+            connect_timeout: CONNECT_TIMEOUT,
+            lock_timeout: LOCK_TIMEOUT,
+            max_row_bytes: MAX_ROW_BYTES.into(),
             application_name: "tidegate".into(),
             certificate_authorities: None,
         }
@@ -110,7 +152,8 @@ impl PostgresConfig {
 
     /// Reads the URL and checks the bounds.
     pub(crate) fn driver(&self) -> Result<tokio_postgres::Config, ConfigError> {
-        for (name, value) in [("max_snapshots", self.max_snapshots), ("max_row_bytes", self.max_row_bytes)] {
+        for (name, value) in [("max_snapshots", self.max_snapshots as u64), ("max_row_bytes", self.max_row_bytes.get())]
+        {
             if value == 0 {
                 return Err(ConfigError::ZeroBound { name });
             }

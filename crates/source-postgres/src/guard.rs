@@ -5,7 +5,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -20,18 +20,23 @@ const EMPTY_ROW: [u8; 7] = [b'D', 0, 0, 0, 6, 0, 0];
 /// What the guard was told and what it saw; shared with the session.
 #[derive(Debug, Clone)]
 pub(crate) struct RowBound {
-    limit_bytes: usize,
+    limit_bytes: Arc<AtomicUsize>,
     exceeded: Arc<AtomicBool>,
 }
 
 impl RowBound {
     pub(crate) fn new(limit_bytes: usize) -> Self {
-        Self { limit_bytes, exceeded: Arc::new(AtomicBool::new(false)) }
+        Self { limit_bytes: Arc::new(AtomicUsize::new(limit_bytes)), exceeded: Arc::new(AtomicBool::new(false)) }
     }
 
     /// The bound.
     pub(crate) fn limit_bytes(&self) -> u64 {
-        self.limit_bytes as u64
+        self.limit_bytes.load(Ordering::Relaxed) as u64
+    }
+
+    /// Changes the bound, between two requests: a connection that was kept ready gets that of its snapshot.
+    pub(crate) fn set(&self, limit_bytes: usize) {
+        self.limit_bytes.store(limit_bytes, Ordering::Relaxed);
     }
 
     /// Whether a row was dropped since the last call.
@@ -132,12 +137,13 @@ impl<S> Guarded<S> {
                     }
                     let header = &self.buffer[self.start..self.start + HEADER_BYTES];
                     let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize;
-                    self.state = if header[0] == b'D' && length > self.bound.limit_bytes && length > EMPTY_ROW.len() {
-                        self.bound.exceeded.store(true, Ordering::Release);
-                        State::Replace { emitted: 0, discard: length.saturating_add(1) }
-                    } else {
-                        State::Body { remaining: length.saturating_add(1).max(HEADER_BYTES) }
-                    };
+                    self.state =
+                        if header[0] == b'D' && length as u64 > self.bound.limit_bytes() && length > EMPTY_ROW.len() {
+                            self.bound.exceeded.store(true, Ordering::Release);
+                            State::Replace { emitted: 0, discard: length.saturating_add(1) }
+                        } else {
+                            State::Body { remaining: length.saturating_add(1).max(HEADER_BYTES) }
+                        };
                 }
                 State::TlsReply => {
                     if available == 0 || out.remaining() == 0 {

@@ -18,5 +18,5 @@ mod stream;
 mod tls;
 mod value;
 
-pub use config::{ConfigError, PostgresConfig};
+pub use config::{ConfigError, LIMITS, PostgresConfig};
 pub use source::PostgresSource;

@@ -28,9 +28,9 @@ use crate::lookup::Lookups;
 use crate::socket::{self, Address, Driving};
 
 /// A cancel request must be handled in this time; else it is given up.
-const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// What was in flight must have ended in this time after a cancel request; else the connection is given up.
-const RESTORE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const RESTORE_TIMEOUT: Duration = Duration::from_secs(10);
 
 const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
                      SELECT pg_catalog.pg_current_snapshot()::text; SAVEPOINT tidegate";

@@ -85,7 +85,11 @@ impl QuerySource for PostgresSource {
 
     async fn open(&self) -> Result<Arc<dyn QuerySnapshot>, SourceError> {
         let limit = self.shared.config.max_snapshots;
-        let begin = |link, permit| Session::begin(link, permit, self.shared.runtime.clone());
+        let row_bytes = self.shared.row_bytes();
+        let begin = |link: Link, permit| {
+            link.bound.set(row_bytes);
+            Session::begin(link, permit, self.shared.runtime.clone())
+        };
         let exhausted = |_| SourceError::ConnectionsExhausted { limit };
         let work = async {
             while let Some(link) = self.shared.take_warm() {
@@ -127,9 +131,14 @@ impl QuerySource for PostgresSource {
 }
 
 impl Shared {
+    /// The bound on a row as it is now.
+    fn row_bytes(&self) -> usize {
+        usize::try_from(self.config.max_row_bytes.get().max(1)).unwrap_or(usize::MAX)
+    }
+
     /// A new connection with its session settings.
     async fn link(&self) -> Result<Link, SourceError> {
-        let bound = RowBound::new(self.config.max_row_bytes);
+        let bound = RowBound::new(self.row_bytes());
         let connected = socket::connect(&self.driver, &self.tls, &bound).await.map_err(SourceError::Unavailable)?;
         Link::begin(connected, &self.settings(), self.tls.clone(), bound).await.map_err(unavailable)
     }

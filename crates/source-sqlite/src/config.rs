@@ -3,8 +3,21 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tidegate_core::limit::{Bound, Limit};
+
+const MAX_SNAPSHOTS: usize = 64;
+const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_VALUE_BYTES: u64 = 16 << 20;
+
+/// The bounds of a source that is told nothing else.
+pub const LIMITS: &[Limit] = &[Limit {
+    name: "sqlite.busy_timeout_ms",
+    value: BUSY_TIMEOUT.as_millis() as u64,
+    meaning: "How long a snapshot that is opened waits for a writer that holds the file (outside of WAL mode only); then 503 source_unavailable.",
+}];
+
 /// How to reach a database and what it may cost.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct SqliteConfig {
     /// The file. It must exist; a relative path is made absolute when the source is opened. Never read as a URI.
@@ -17,9 +30,9 @@ pub struct SqliteConfig {
     /// How long to wait for a writer that holds the file (only outside of WAL, and while a WAL is being recovered). 1 second
     /// unless told otherwise.
     pub busy_timeout: Duration,
-    /// The most bytes that one value, and a row that SQLite sorts, may have; at most 1,000,000,000 counts. 16 MiB unless told
-    /// otherwise: the same as a row.
-    pub max_value_bytes: u64,
+    /// The most bytes that one value, and a row that SQLite sorts, may have; at most 1,000,000,000 counts. Read when a
+    /// snapshot is opened, which keeps it. 16 MiB unless told otherwise: the same as a row.
+    pub max_value_bytes: Bound,
 }
 
 impl SqliteConfig {
@@ -28,10 +41,10 @@ impl SqliteConfig {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
-            max_snapshots: 64,
+            max_snapshots: MAX_SNAPSHOTS,
             journal_mode: JournalMode::Wal,
-            busy_timeout: Duration::from_secs(1),
-            max_value_bytes: 16 << 20,
+            busy_timeout: BUSY_TIMEOUT,
+            max_value_bytes: MAX_VALUE_BYTES.into(),
         }
     }
 }

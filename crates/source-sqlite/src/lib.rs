@@ -11,5 +11,5 @@ mod source;
 mod statement;
 mod stop;
 
-pub use config::{JournalMode, SqliteConfig};
+pub use config::{JournalMode, LIMITS, SqliteConfig};
 pub use source::SqliteSource;

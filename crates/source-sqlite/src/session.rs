@@ -42,7 +42,7 @@ impl Session {
         let reads_view = Arc::new(AtomicBool::new(false));
         guard(&mut connection, Arc::clone(&denied), Arc::clone(&reads_view)).map_err(at_open)?;
         // Last: with a low bound SQLite could not read a long schema.
-        let bound = i32::try_from(config.max_value_bytes).unwrap_or(i32::MAX);
+        let bound = i32::try_from(config.max_value_bytes.get()).unwrap_or(i32::MAX);
         connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, bound).map_err(at_open)?;
         let max_value_bytes = connection.limit(Limit::SQLITE_LIMIT_LENGTH).map_err(at_open)?;
         let max_value_bytes = u64::try_from(max_value_bytes).unwrap_or(u64::MAX);

@@ -1,9 +1,11 @@
 //! The snapshot stays, whatever is committed, dropped or run in between; memory does not grow with the result.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use tidegate_core::limit::Bound;
 use tidegate_core::port::SourceError;
+use tidegate_source_postgres::PostgresConfig;
 use tidegate_testkit::query_source_suite::statement;
 use tidegate_testkit::wait::within;
 use tidegate_testkit::{OwnedCell, block_on, collect_sink};
@@ -106,7 +108,7 @@ fn a_million_rows_pass_through_a_small_sink() {
 fn a_row_beyond_the_bound_is_never_taken_in_and_the_snapshot_goes_on() {
     block_on(async {
         let test = "a_row_beyond_the_bound_is_never_taken_in_and_the_snapshot_goes_on";
-        let Some(database) = Database::fresh(test, |config| config.max_row_bytes = 100_000) else { return };
+        let Some(database) = Database::fresh(test, |config| config.max_row_bytes = 100_000.into()) else { return };
         let snapshot = database.open().await;
         for round in 0..3 {
             let (sink, reader) = collect_sink(1_000);
@@ -124,6 +126,27 @@ fn a_row_beyond_the_bound_is_never_taken_in_and_the_snapshot_goes_on() {
             assert_eq!(reader.pushed(), 39, "round {round}");
             assert_eq!(query(&*snapshot, "select repeat('y', 90000)").await.expect("it fits").len(), 1);
         }
+    });
+}
+
+#[test]
+fn a_bound_that_is_changed_counts_for_the_next_snapshot() {
+    block_on(async {
+        let bound = Arc::new(AtomicU64::new(100_000));
+        let read = Arc::clone(&bound);
+        let test = "a_bound_that_is_changed_counts_for_the_next_snapshot";
+        let configure = |config: &mut PostgresConfig| {
+            config.max_row_bytes = Bound::live(move || read.load(Ordering::Relaxed));
+        };
+        let Some(database) = Database::fresh(test, configure) else { return };
+        let wide = "select repeat('x', 200000)";
+        // Both the connections that were made ready before the change and new ones.
+        let before = database.open().await;
+        bound.store(300_000, Ordering::Relaxed);
+        for _ in 0..4 {
+            assert_eq!(query(&*database.open().await, wide).await.expect("it fits now").len(), 1);
+        }
+        assert!(query(&*before, wide).await.is_err(), "a snapshot keeps what it was opened with");
     });
 }
 

@@ -1,6 +1,10 @@
 //! Every value comes as it is stored: no rounding, no repair, no guess.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use proptest::prelude::*;
+use tidegate_core::limit::Bound;
 use tidegate_core::port::{ColumnType, Parameter, SinkError, SourceError};
 use tidegate_testkit::OwnedCell::{Blob, Integer, InvalidText, Null, Real};
 use tidegate_testkit::query_source_suite::{rows, statement, statement_with};
@@ -185,7 +189,7 @@ fn a_value_above_the_bound_is_refused_before_it_takes_memory() {
     block_on(async {
         let world = SqliteWorld::configured(
             "create table t (id integer primary key, b blob); insert into t values (1, x'00'), (2, zeroblob(5000))",
-            |config| config.max_value_bytes = 4_096,
+            |config| config.max_value_bytes = 4_096.into(),
         );
         for sql in ["select b from t order by id", "select 1 union all select zeroblob(2000000000)"] {
             match world.query(sql).await.unwrap_err() {
@@ -198,6 +202,24 @@ fn a_value_above_the_bound_is_refused_before_it_takes_memory() {
         let error = rows(&*snapshot, &long).await.unwrap_err();
         assert!(matches!(error, SourceError::Parameter { index: 1, .. }), "{error}");
         assert_eq!(rows(&*snapshot, &statement("select id from t where id = 1")).await.unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn a_bound_that_is_changed_counts_for_the_next_snapshot() {
+    block_on(async {
+        let bound = Arc::new(AtomicU64::new(4_096));
+        let read = Arc::clone(&bound);
+        let world = SqliteWorld::configured("create table t (x)", |config| {
+            config.max_value_bytes = Bound::live(move || read.load(Ordering::Relaxed));
+        });
+        let wide = statement("select zeroblob(5000)");
+        let before = world.snapshot().await;
+        bound.store(8_192, Ordering::Relaxed);
+        assert!(rows(&*before, &wide).await.is_err(), "a snapshot keeps what it was opened with");
+        assert_eq!(rows(&*world.snapshot().await, &wide).await.unwrap().len(), 1);
+        bound.store(4_096, Ordering::Relaxed);
+        assert!(rows(&*world.snapshot().await, &wide).await.is_err());
     });
 }
 

@@ -1,0 +1,54 @@
+//! What the parts are given when they are put together. No test here needs a service.
+
+use tidegate_core::id::Name;
+use tidegate_core::port::{QuerySnapshot, Statement};
+use tidegate_testkit::{block_on, collect_sink};
+
+use super::*;
+use crate::config::{Durability, JournalMode, Listen};
+
+fn config(sources: BTreeMap<Name, Source>) -> Config {
+    Config {
+        data_dir: PathBuf::new(),
+        durability: Durability::default(),
+        listen: Listen { http: ([127, 0, 0, 1], 0).into(), tls: None },
+        sources,
+        auth: None,
+        audit_path: PathBuf::new(),
+        settings: Settings::default(),
+    }
+}
+
+fn sqlite(folder: &std::path::Path) -> Config {
+    let path = folder.join("shop.db");
+    rusqlite::Connection::open(&path).unwrap().execute_batch("create table item (id integer primary key)").unwrap();
+    let source = Source::Sqlite { path, journal_mode: JournalMode::Wal };
+    config(BTreeMap::from([(Name::new("main").unwrap(), source)]))
+}
+
+async fn runs(snapshot: &dyn QuerySnapshot, sql: &str) -> bool {
+    let (sink, _reader) = collect_sink(10);
+    let statement = Statement { sql: sql.into(), parameters: [].into() };
+    snapshot.stream(&statement, Box::new(sink)).await.is_ok()
+}
+
+#[test]
+fn a_setting_that_bounds_a_source_counts_from_the_moment_that_it_is_changed() {
+    block_on(async {
+        let folder = tempfile::tempdir().unwrap();
+        let config = sqlite(folder.path());
+        let mut at_start = config.settings;
+        at_start.set("limits.lease_max_global", 1).unwrap();
+        at_start.set("limits.row_max_bytes", 4_096).unwrap();
+        let settings = Arc::new(SettingsCell::new(at_start));
+        let sources = open_sources(&Config { settings: at_start, ..config }, &settings).unwrap();
+        let source = &sources["main"];
+
+        let wide = "select zeroblob(10000)";
+        let first = source.open().await.unwrap();
+        assert!(!runs(&*first, wide).await);
+        settings.patch(&[("limits.row_max_bytes", 20_000), ("limits.lease_max_global", 2)]).unwrap();
+        let second = source.open().await.unwrap();
+        assert!(runs(&*second, wide).await);
+    });
+}
