@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde_json::Value;
-use tidegate_core::limit::{Bound, Settings};
+use tidegate_core::limit::{Bound, Limit, Settings};
 use tidegate_core::port::{AuditSink, QuerySource, SourceError};
 use tidegate_core::system::{OsEntropy, SystemClock};
 use tidegate_core::time::Clock;
@@ -120,7 +120,7 @@ impl Server {
             metrics: Arc::new(move || metrics.render()),
             clock,
             auditor,
-            limits: Vec::new(),
+            limits: limits(),
         };
         Ok(Self { http: HttpServer::bind(http, services)?, audit })
     }
@@ -162,6 +162,37 @@ pub fn raise_open_files(settings: &Settings) {
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, "the limit of open files was not raised"),
     }
+}
+
+/// The bounds of the query service that it does not list itself.
+const QUERY_LIMITS: &[Limit] = &[
+    Limit {
+        name: "query.cursors_remembered_max",
+        value: 65_536,
+        meaning: "Ended cursors that are remembered; beyond it the one that ended first is forgotten: 404 cursor_not_found.",
+    },
+    Limit {
+        name: "query.cursors_remembered_ms",
+        value: 600_000,
+        meaning: "How long an ended cursor is remembered; then it is 404 cursor_not_found.",
+    },
+    Limit {
+        name: "query.readiness_max_ms",
+        value: 2_000,
+        meaning: "A source must answer GET /readyz in this time; beyond it the answer is 503.",
+    },
+];
+
+/// What `GET /v1/limits` lists beside the settings and the transport's own.
+fn limits() -> Vec<Limit> {
+    [
+        tidegate_core::limit::LIMITS,
+        QUERY_LIMITS,
+        tidegate_source_sqlite::LIMITS,
+        tidegate_source_postgres::LIMITS,
+        crate::audit::LIMITS,
+    ]
+    .concat()
 }
 
 /// Opens the sources. What a setting bounds they read from `settings` when a snapshot is opened, so that a change counts.

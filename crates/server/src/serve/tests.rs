@@ -33,6 +33,21 @@ async fn runs(snapshot: &dyn QuerySnapshot, sql: &str) -> bool {
 }
 
 #[test]
+fn every_part_lists_its_bounds_each_under_one_name() {
+    let all: Vec<Limit> = limits().into_iter().chain(tidegate_transport_http::LIMITS.iter().copied()).collect();
+    let names: std::collections::BTreeSet<&str> = all.iter().map(|limit| limit.name).collect();
+    assert_eq!(names.len(), all.len());
+    for name in ["name_max_bytes", "query.readiness_max_ms", "sqlite.busy_timeout_ms", "postgres.connections_max"] {
+        assert!(names.contains(name), "{name}");
+    }
+    let of = |name: &str| all.iter().find(|limit| limit.name == name).map(|limit| limit.value);
+    assert_eq!(of("audit.queue_max_records"), Some(4_096));
+    let cursors = tidegate_lease::cursor::CursorBounds::default();
+    assert_eq!(of("query.cursors_remembered_max"), Some(cursors.tombstone_max as u64));
+    assert_eq!(of("query.cursors_remembered_ms"), Some(cursors.keep.as_millis() as u64));
+}
+
+#[test]
 fn a_setting_that_bounds_a_source_counts_from_the_moment_that_it_is_changed() {
     block_on(async {
         let folder = tempfile::tempdir().unwrap();
