@@ -105,6 +105,8 @@ pub enum Source {
         slot: Option<String>,
         /// The most connections at one time; `None` = the source's own default.
         max_connections: Option<usize>,
+        /// The certificate authorities (PEM) that sign the server's certificate; `None` = Mozilla's list.
+        ca: Option<PathBuf>,
     },
 }
 

@@ -61,6 +61,17 @@ pub enum StartError {
         #[source]
         source: SourceError,
     },
+    /// A source's certificate authorities cannot be read.
+    #[error("the certificate authorities of source {name:?}, {}, cannot be read", path.display())]
+    CertificateAuthority {
+        /// Of which source.
+        name: String,
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A source's address is wrong.
     #[error("source {name:?} is not configured right")]
     SourceConfig {
@@ -221,12 +232,20 @@ fn open_sources(
                     .map_err(|source| StartError::Source { name: name.to_string(), source })?;
                 Arc::new(opened)
             }
-            Source::Postgres { url, max_connections, .. } => {
+            Source::Postgres { url, max_connections, ca, .. } => {
                 let mut postgres = PostgresConfig::new(url.reveal());
                 if let Some(most) = max_connections {
                     postgres.max_snapshots = *most;
                 }
                 postgres.max_row_bytes = row_bytes(2);
+                if let Some(path) = ca {
+                    let pem = std::fs::read(path).map_err(|source| StartError::CertificateAuthority {
+                        name: name.to_string(),
+                        path: path.clone(),
+                        source,
+                    })?;
+                    postgres.certificate_authorities = Some(pem.into());
+                }
                 let opened = PostgresSource::connect(postgres)
                     .map_err(|source| StartError::SourceConfig { name: name.to_string(), source })?;
                 Arc::new(opened)

@@ -159,7 +159,7 @@ fn tls(section: Section<'_>) -> Option<ListenTls> {
     Some(ListenTls { cert: cert?, key: key?, client_ca: client_ca? })
 }
 
-fn certificates(node: &Node<'_>) -> Option<PathBuf> {
+pub(super) fn certificates(node: &Node<'_>) -> Option<PathBuf> {
     let path = PathBuf::from(node.line()?);
     let found = CertificateDer::pem_file_iter(&path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match found {

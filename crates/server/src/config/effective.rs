@@ -50,7 +50,7 @@ impl Config {
                     };
                     put(key("journal_mode"), mode.into());
                 }
-                Source::Postgres { url, publication, slot, max_connections } => {
+                Source::Postgres { url, publication, slot, max_connections, ca } => {
                     put(key("kind"), "postgres".into());
                     put(key("url"), redact_url(url.reveal()).into());
                     for (leaf, value) in [("publication", publication), ("slot", slot)] {
@@ -60,6 +60,9 @@ impl Config {
                     }
                     if let Some(most) = max_connections {
                         put(key("max_connections"), (*most).into());
+                    }
+                    if let Some(ca) = ca {
+                        put(key("ca"), ca.display().to_string().into());
                     }
                 }
             }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::check::certificates;
 use super::layer::{Flag, Flags};
 use super::read::{Node, Section};
 use super::{JournalMode, Secret, Source};
@@ -109,6 +110,7 @@ pub(super) fn read(section: &Section<'_>) -> Option<Source> {
             let url = section.require("url").and_then(|node| postgres_url(&node));
             let publication = section.get("publication").map(|node| not_yet(&node));
             let slot = section.get("slot").map(|node| not_yet(&node));
+            let ca = section.get("ca").map(|node| authorities(&node, url.as_ref()));
             let max_connections = section.get("max_connections").map(|node| connections(&node));
             if publication.is_some() != slot.is_some() {
                 section.refuse("publication and slot go together: name both or neither");
@@ -118,6 +120,7 @@ pub(super) fn read(section: &Section<'_>) -> Option<Source> {
                 publication: publication.flatten(),
                 slot: slot.flatten(),
                 max_connections: max_connections.flatten(),
+                ca: ca.flatten(),
             })
         }
     }
@@ -130,6 +133,19 @@ fn postgres_url(node: &Node<'_>) -> Option<Secret> {
         return None;
     }
     Some(Secret::new(url))
+}
+
+/// Without `sslmode=require` no certificate is verified: then naming who signs it would promise what is not kept.
+fn authorities(node: &Node<'_>, url: Option<&Secret>) -> Option<PathBuf> {
+    let verified = |url: &Secret| {
+        let query = url.reveal().rsplit_once('?').map_or("", |(_, query)| query);
+        query.split('&').rfind(|pair| pair.starts_with("sslmode=")) == Some("sslmode=require")
+    };
+    if url.is_some_and(|url| !verified(url)) {
+        node.refuse("has an effect with sslmode=require in the url only: without it no certificate is verified");
+        return None;
+    }
+    certificates(node)
 }
 
 fn not_yet(node: &Node<'_>) -> Option<String> {

@@ -113,6 +113,30 @@ path = "/var/log/audit.jsonl"
 }
 
 #[test]
+fn a_certificate_authority_is_taken_only_where_it_is_used() {
+    let files = Files::new();
+    let ca = files.write("ca.pem", "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n");
+    let empty = files.write("empty.pem", "nothing");
+    let read = |kind: &str, path: &std::path::Path| {
+        load_text(&format!("[sources.crm]\n{kind}\nca = {:?}\n", path.display().to_string()))
+    };
+    let verified = "kind = \"postgres\"\nurl = \"postgres://h/d?sslmode=require\"";
+    let config = read(verified, &ca).unwrap().config;
+    let Some(Source::Postgres { ca: Some(taken), .. }) = config.sources.values().next() else { panic!("{config:?}") };
+    assert_eq!(taken, &ca);
+    assert_eq!(config.effective(&config.settings)["sources.crm.ca"], ca.display().to_string());
+    for (kind, path) in [
+        (verified, &empty),
+        ("kind = \"sqlite\"\npath = \"x.db\"", &ca),
+        ("kind = \"postgres\"\nurl = \"postgres://h/d\"", &ca),
+        ("kind = \"postgres\"\nurl = \"postgres://h/d?sslmode=require&sslmode=prefer\"", &ca),
+    ] {
+        let error = read(kind, path).unwrap_err();
+        assert!(places(&error)[0].ends_with(" sources.crm.ca"), "{kind}: {error:?}");
+    }
+}
+
+#[test]
 fn every_problem_is_named_at_once_with_line_column_and_key() {
     let error = load_text(
         r#"data_dir = 5

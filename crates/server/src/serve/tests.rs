@@ -67,3 +67,26 @@ fn a_setting_that_bounds_a_source_counts_from_the_moment_that_it_is_changed() {
         assert!(runs(&*second, wide).await);
     });
 }
+
+#[test]
+fn a_sources_certificate_authorities_reach_it() {
+    block_on(async {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ca.pem");
+        std::fs::write(&path, "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n").unwrap();
+        let open = |ca: &std::path::Path| {
+            let source = Source::Postgres {
+                url: config::Secret::new("postgres://127.0.0.1:1/d?sslmode=require"),
+                publication: None,
+                slot: None,
+                max_connections: None,
+                ca: Some(ca.to_owned()),
+            };
+            let sources = BTreeMap::from([(Name::new("crm").unwrap(), source)]);
+            open_sources(&config(sources), &Arc::default()).err()
+        };
+        // The certificate in it is none, which only the source itself finds.
+        assert!(matches!(open(&path), Some(StartError::SourceConfig { .. })));
+        assert!(matches!(open(&folder.path().join("gone.pem")), Some(StartError::CertificateAuthority { .. })));
+    });
+}
