@@ -7,7 +7,7 @@ use std::time::Duration;
 use tidegate_core::failure::{Failure, Retry};
 use tidegate_core::id::{CursorToken, Epoch};
 use tidegate_core::port::SourceError;
-use tidegate_core::time::{Moment, Timestamp};
+use tidegate_core::time::Timestamp;
 use tidegate_frame::ndjson::{EndLine, EndStatus, ErrorLine};
 use tidegate_frame::prefix::PrefixHasher;
 use tidegate_lease::audit::{AuditEvent, CloseReason};
@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use crate::feed::{Fed, FeedEnd};
 use crate::leased::{LeaseEnd, Leased, Signal};
 use crate::service::Inner;
-use crate::stream::Frame;
+use crate::stream::{Frame, Progress};
 
 /// A reader at work.
 pub(crate) struct Reader {
@@ -26,6 +26,7 @@ pub(crate) struct Reader {
     pub(crate) epoch: Epoch,
     pub(crate) signal: watch::Receiver<Signal>,
     pub(crate) frames: mpsc::Sender<Frame>,
+    pub(crate) progress: Progress,
     /// The state after the rows that this reader was handed, or held when it came.
     pub(crate) hasher: PrefixHasher,
     pub(crate) from_row: u64,
@@ -153,10 +154,8 @@ impl Reader {
 
     /// Hands one frame on, at the reader's pace.
     async fn send(&mut self, frame: Frame) -> Result<(), Stop> {
-        let idle = Duration::from_millis(self.leased.settings.stream_idle_timeout_ms());
-        let deadline = self.service.clock.now().after(idle);
-        let clock = Arc::clone(&self.service.clock);
-        let mut timer = clock.sleep_until(deadline);
+        let stalled = stalled(Arc::clone(&self.service), Arc::clone(&self.leased), self.progress.clone());
+        tokio::pin!(stalled);
         loop {
             let signal = *self.signal.borrow_and_update();
             self.heed(signal)?;
@@ -167,7 +166,7 @@ impl Reader {
                     permit.map_err(|_| Stop::ReaderGone)?.send(frame);
                     return Ok(());
                 }
-                () = &mut timer => return Err(Stop::Stalled),
+                () = &mut stalled => return Err(Stop::Stalled),
             }
         }
     }
@@ -190,16 +189,14 @@ impl Reader {
         let Some(status) = status else { return };
         let end =
             EndLine { rows: self.hasher.rows(), from_row: self.from_row, prefix_hash: self.hasher.digest(), status };
-        let idle = Duration::from_millis(self.leased.settings.stream_idle_timeout_ms());
         for frame in error.map(Frame::Error).into_iter().chain([Frame::End(end)]) {
-            let deadline: Moment = self.service.clock.now().after(idle);
             tokio::select! {
                 biased;
                 permit = self.frames.reserve() => match permit {
                     Ok(permit) => permit.send(frame),
                     Err(_) => return,
                 },
-                () = self.service.clock.sleep_until(deadline) => return,
+                () = stalled(Arc::clone(&self.service), Arc::clone(&self.leased), self.progress.clone()) => return,
                 () = self.service.hard_stop() => return,
             }
         }
@@ -211,6 +208,18 @@ impl Reader {
             self.token_expires_at = None;
             let event = AuditEvent::TokenExpiredDuringLease { lease: self.leased.id };
             self.service.auditor.emit(Some(&self.leased.owner), event);
+        }
+    }
+}
+
+/// Resolves when the reader has given no sign of life for `stream.idle_timeout_ms`.
+async fn stalled(service: Arc<Inner>, leased: Arc<Leased>, progress: Progress) {
+    let idle = Duration::from_millis(leased.settings.stream_idle_timeout_ms());
+    loop {
+        let seen = progress.count();
+        service.clock.sleep_until(service.clock.now().after(idle)).await;
+        if progress.count() == seen {
+            return;
         }
     }
 }

@@ -29,7 +29,7 @@ use crate::leased::{LeaseEnd, Leased, Seat, Signal};
 use crate::reader::{Reader, millis};
 use crate::request::{LeaseInfo, OpenRequest, ResumeRequest};
 use crate::statement;
-use crate::stream::QueryStream;
+use crate::stream::{Progress, QueryStream};
 use crate::tape::Budget;
 
 mod capacity;
@@ -266,6 +266,7 @@ impl Inner {
         who: &Principal,
     ) -> QueryStream {
         let (frames, stream) = mpsc::channel(FRAMES_AHEAD);
+        let progress = Progress::default();
         let reader = Reader {
             service: Arc::clone(self),
             signal: leased.signal.subscribe(),
@@ -273,6 +274,7 @@ impl Inner {
             cursor,
             epoch,
             frames,
+            progress: progress.clone(),
             from_row: hasher.rows(),
             hasher,
             token_expires_at: who.token_expires_at,
@@ -282,7 +284,7 @@ impl Inner {
             let _present = present;
             reader.run().await;
         });
-        QueryStream::new(stream)
+        QueryStream::new(stream, progress)
     }
 
     /// Ends a lease: for its reader, for its cursor, and for the database. Idempotent.

@@ -1,6 +1,8 @@
 //! The reader's end of a stream: a bounded channel of frames. It holds two frames; the reader's pace is the source's pace.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -26,11 +28,28 @@ pub enum Frame {
 #[derive(Debug)]
 pub struct QueryStream {
     frames: mpsc::Receiver<Frame>,
+    progress: Progress,
+}
+
+/// Counts the signs of life of a reader that is taking a frame bit by bit.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Progress(Arc<AtomicU64>);
+
+impl Progress {
+    pub(crate) fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl QueryStream {
-    pub(crate) fn new(frames: mpsc::Receiver<Frame>) -> Self {
-        Self { frames }
+    pub(crate) fn new(frames: mpsc::Receiver<Frame>, progress: Progress) -> Self {
+        Self { frames, progress }
+    }
+
+    /// The client took a part of the last frame: it is slow, and not stalled. A transport that hands a frame on in pieces says
+    /// so for each, so that `stream.idle_timeout_ms` is measured from the last piece.
+    pub fn note_progress(&self) {
+        self.progress.0.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The next frame. Cancel-safe.

@@ -112,10 +112,16 @@ pub(crate) async fn read_whole(mut body: Body, settings: &Settings, clock: &dyn 
 #[error("the stream broke off before its end line")]
 pub(crate) struct BrokenOff;
 
-/// A query stream as an HTTP body. Each frame becomes one piece of data as soon as it is there. Dropping it drops the
+/// The most that is handed to a connection at a time. A frame with a huge row goes out in such pieces, and each that is
+/// asked for shows that the client still takes something.
+const PIECE_BYTES: usize = 72 * 1024;
+
+/// A query stream as an HTTP body. Each frame becomes one or more pieces of data as soon as it is there. Dropping it drops the
 /// stream, which tells the query service that the reader is gone.
 pub(crate) struct StreamBody {
     stream: QueryStream,
+    /// What is left of a frame that is handed on in pieces.
+    rest: Bytes,
     encoder: Option<Encoder>,
     state: State,
 }
@@ -129,7 +135,7 @@ enum State {
 
 impl StreamBody {
     pub(crate) fn new(stream: QueryStream, coding: ContentCoding) -> std::io::Result<Self> {
-        Ok(Self { stream, encoder: Encoder::new(coding)?, state: State::Streaming })
+        Ok(Self { stream, rest: Bytes::new(), encoder: Encoder::new(coding)?, state: State::Streaming })
     }
 }
 
@@ -142,27 +148,31 @@ impl http_body::Body for StreamBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<HttpFrame<Bytes>, axum::BoxError>>> {
         let body = self.get_mut();
-        let piece = match body.state {
-            State::Done => return Poll::Ready(None),
-            State::Ended => {
-                body.state = State::Done;
-                let tail = body.encoder.take().map(Encoder::finish);
-                return Poll::Ready(tail.map(|tail| tail.map(HttpFrame::data).map_err(Into::into)));
-            }
-            State::Streaming => match std::task::ready!(body.stream.poll_next_unpin(context)) {
-                Some(Frame::Open(line)) => line.to_line(),
-                Some(Frame::Rows(rows)) => rows,
-                Some(Frame::Error(line)) => line.to_line(),
-                Some(Frame::End(line)) => {
-                    body.state = State::Ended;
-                    line.to_line()
-                }
-                None => {
+        if body.rest.is_empty() {
+            body.rest = match body.state {
+                State::Done => return Poll::Ready(None),
+                State::Ended => {
                     body.state = State::Done;
-                    return Poll::Ready(Some(Err(BrokenOff.into())));
+                    let tail = body.encoder.take().map(Encoder::finish);
+                    return Poll::Ready(tail.map(|tail| tail.map(HttpFrame::data).map_err(Into::into)));
                 }
-            },
-        };
+                State::Streaming => match std::task::ready!(body.stream.poll_next_unpin(context)) {
+                    Some(Frame::Open(line)) => line.to_line(),
+                    Some(Frame::Rows(rows)) => rows,
+                    Some(Frame::Error(line)) => line.to_line(),
+                    Some(Frame::End(line)) => {
+                        body.state = State::Ended;
+                        line.to_line()
+                    }
+                    None => {
+                        body.state = State::Done;
+                        return Poll::Ready(Some(Err(BrokenOff.into())));
+                    }
+                },
+            };
+        }
+        body.stream.note_progress();
+        let piece = body.rest.split_to(PIECE_BYTES.min(body.rest.len()));
         Poll::Ready(Some(match &mut body.encoder {
             None => Ok(HttpFrame::data(piece)),
             Some(encoder) => encoder.encode(&piece).map(HttpFrame::data).map_err(Into::into),
@@ -170,6 +180,11 @@ impl http_body::Body for StreamBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self.state, State::Done) || (matches!(self.state, State::Ended) && self.encoder.is_none())
+        let nothing_follows = match self.state {
+            State::Done => true,
+            State::Ended => self.encoder.is_none(),
+            State::Streaming => false,
+        };
+        nothing_follows && self.rest.is_empty()
     }
 }

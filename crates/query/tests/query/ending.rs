@@ -76,6 +76,24 @@ fn a_reader_that_takes_nothing_loses_its_slot_and_keeps_its_cursor() {
 }
 
 #[test]
+fn a_reader_that_takes_one_frame_bit_by_bit_is_slow_and_not_stalled() {
+    block_on(async {
+        let world = World::new(Script::numbers(100_000));
+        world.set("stream.idle_timeout_ms", 1_000);
+        let mut stream = world.open(&world.me).await.unwrap();
+        read_rows(&mut stream, 10).await;
+        for _ in 0..50 {
+            world.clock.wait_for_waiters(2).await;
+            stream.note_progress();
+            world.clock.advance(Duration::from_millis(1_000));
+            tokio::task::yield_now().await;
+        }
+        assert!(world.service.leases(&world.me)[0].reading);
+        assert_eq!(read_to_end(&mut stream).await.status(), "complete");
+    });
+}
+
+#[test]
 fn a_stalled_reader_that_wakes_up_is_told_why_it_was_stopped() {
     block_on(async {
         let world = World::new(Script::numbers(100_000));
