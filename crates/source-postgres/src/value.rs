@@ -144,6 +144,8 @@ fn float(text: &str) -> Result<Float<'_>, Reason> {
         "NaN" => Ok(Float::NotFinite(f64::NAN)),
         "Infinity" => Ok(Float::NotFinite(f64::INFINITY)),
         "-Infinity" => Ok(Float::NotFinite(f64::NEG_INFINITY)),
+        // Many parsers read `-0` as the integer 0 and lose the sign.
+        "-0" => Ok(Float::Finite("-0.0")),
         _ if is_json_number(text.as_bytes()) => Ok(Float::Finite(text)),
         _ => Err("a floating-point number came in a form that JSON does not have"),
     }
@@ -246,6 +248,13 @@ mod tests {
             assert!(timestamp(text, false, &mut String::new()).is_err(), "{text}");
         }
         assert!(timestamp("2026-01-01 12:00:00", true, &mut String::new()).is_err());
+    }
+
+    #[test]
+    fn minus_zero_keeps_its_sign_for_parsers_that_know_integers() {
+        let mut json = String::new();
+        push_json(&mut json, &Shape::Float, "-0").unwrap();
+        assert_eq!(json, "-0.0");
     }
 
     proptest! {

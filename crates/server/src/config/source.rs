@@ -65,7 +65,9 @@ impl Flags {
     /// Adds `--source`: it replaces a source of the same name of the file or the environment whole.
     pub fn source(&mut self, spec: SourceSpec) {
         // The same name twice: the later one counts, with nothing of the former.
-        self.given.retain(|flag| flag.key.len() != 3 || flag.key[0] != "sources" || flag.key[1] != spec.name);
+        let same = |flag: &Flag| flag.key.len() == 3 && flag.key[0] == "sources" && flag.key[1] == spec.name;
+        // What `--set` says of it stays: `--set sources.main.journal_mode=keep` must not be lost beside `--source`.
+        self.given.retain(|flag| flag.name != "--source" || !same(flag));
         let mut set = |key: &str, value: String| {
             let key = vec!["sources".to_owned(), spec.name.clone(), key.to_owned()];
             self.given.push(Flag { name: "--source".to_owned(), key, value });

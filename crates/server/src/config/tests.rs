@@ -327,3 +327,17 @@ fn what_this_version_cannot_do_is_said_and_not_ignored() {
     assert_eq!(loaded.warnings.len(), 3, "{:?}", loaded.warnings);
     assert!(load_text("[listen]\npg = \"127.0.0.1:7072\"\n").unwrap_err().to_string().contains("not in this version"));
 }
+
+#[test]
+fn what_set_says_of_a_source_stays_beside_the_flag_that_names_it() {
+    let mut flags = Flags::default();
+    flags.set("--set", "sources.main.journal_mode", "keep");
+    flags.source("main=sqlite:other.db".parse().unwrap());
+    flags.source("main=sqlite:shop.db".parse().unwrap());
+    let config = load(&Inputs { file: None, env: Vec::new(), flags }).unwrap().config;
+    let source = config.sources.values().next().unwrap();
+    assert!(
+        matches!(source, Source::Sqlite { path, journal_mode: JournalMode::Keep } if path.ends_with("shop.db")),
+        "{source:?}"
+    );
+}
