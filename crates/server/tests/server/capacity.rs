@@ -102,7 +102,7 @@ fn a_setting_that_cannot_be_is_refused_and_none_of_the_request_is_taken() {
         (r#""stream.chunk.pages":4.5"#, "invalid_field"),
         (r#""stream.chunk.pages":null"#, "invalid_field"),
         (r#""stream":{"chunk":{"pages":4}}"#, "unknown_field"),
-        (r#""data_dir":"/tmp""#, "not_changeable_at_run_time"),
+        (r#""data_dir":"elsewhere""#, "not_changeable_at_run_time"),
         (r#""listen.http":"127.0.0.1:1""#, "not_changeable_at_run_time"),
     ] {
         let answer = patch(format!("{{\"stream.chunk.max_rows\":7,{setting}}}"));
