@@ -173,7 +173,7 @@ settings! {
         "A request's body that is read whole must be there in this time; beyond it 408 body_timeout.";
     limits_header_timeout_ms = "limits.header_timeout_ms", 30_000, 10 => DAY_MS,
         "A request's head must be there in this time, and an idle connection is closed after it.";
-    limits_connection_max = "limits.connection_max", 16_384, 1 => 1_000_000,
+    limits_connection_max = "limits.connection_max", 12_000, 1 => 1_000_000,
         "Connections at one time, as far as the system's open-file limit allows; beyond it new ones wait to be accepted.";
     limits_sql_max_bytes = "limits.sql_max_bytes", 256 * 1024, 16 => 16 * MIB,
         "A statement's text; beyond it 413 sql_too_large.";
