@@ -74,6 +74,25 @@ fn a_client_that_vanishes_frees_its_slot_at_once() {
     until("the audit trail to say so", || server.audit().contains("\"reason\":\"reader_gone\""));
 }
 
+/// The time-out is for a client that takes nothing. One that takes a little all the time goes on, although the socket's buffers,
+/// megabytes of them, hide its reading from the server for longer than the time-out.
+#[test]
+fn a_client_that_reads_slowly_and_steadily_is_not_stalled() {
+    let server = Server::start(1, &["--set", "stream.idle_timeout_ms=2000"]);
+    let stream = Stream::query(server.address, &[], WIDE).unwrap_or_else(|answer| panic!("{answer:?}"));
+    let mut socket = stream.connection.socket();
+    let (began, mut taken) = (Instant::now(), 0_u32);
+    let mut piece = vec![0; 20_000];
+    // 400 KB a second for five time-outs: the pace is what is tested, not a condition that is waited for.
+    while began.elapsed() < Duration::from_secs(10) {
+        socket.read_exact(&mut piece).unwrap();
+        taken += 1;
+        std::thread::sleep((Duration::from_millis(50) * taken).saturating_sub(began.elapsed()));
+    }
+    assert!(server.leases()[0]["reading"].as_bool().unwrap(), "{:?}", server.leases());
+    assert!(!server.audit().contains("reader_stalled"));
+}
+
 /// 200 MB and more of rows, of which each is about 1 KiB.
 const WIDE: &str = "with recursive c(i) as (select 1 union all select i + 1 from c where i < 200000)
                     select i, printf('%01000d', i) as wide from c";
