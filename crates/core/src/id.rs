@@ -2,6 +2,7 @@
 //! [`Entropy`]: a failure of the randomness is an error, never a guessable id.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
@@ -160,10 +161,10 @@ impl fmt::Display for SnapshotId {
 }
 
 /// A name that a user gave to something: 1 to 255 bytes of UTF-8 without control characters. Every other character,
-/// `/` and `:` too, is legal and comes back as it was given.
+/// `/` and `:` too, is legal and comes back as it was given. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
-pub struct Name(Box<str>);
+pub struct Name(Arc<str>);
 
 /// Why a text is not a [`Name`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -204,7 +205,7 @@ impl Name {
         if let Some((at, c)) = text.char_indices().find(|(_, c)| c.is_control()) {
             return Err(InvalidName::ControlCharacter { code_point: u32::from(c), at });
         }
-        Ok(Self(text))
+        Ok(Self(text.into()))
     }
 
     /// Its text.

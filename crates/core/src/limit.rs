@@ -185,6 +185,38 @@ settings! {
         "A resume before the kept rows must find its row in this time; beyond it 504 resume_timeout.";
     limits_kept_max_bytes = "limits.kept_max_bytes", 512 * MIB, 0 => 1_024 * 1_024 * MIB,
         "Bytes of sent rows that all streams together keep; beyond it a stream that sends keeps fewer of its own.";
+    limits_record_max_bytes = "limits.record_max_bytes", 16 * MIB, 1_024 => 32 * MIB,
+        "A record of a change stream as it is stored; beyond it 413 record_too_large.";
+    limits_batch_max_records = "limits.batch_max_records", 10_000, 1 => 100_000,
+        "Records of one append; beyond it 413 batch_too_large.";
+    limits_batch_max_bytes = "limits.batch_max_bytes", 32 * MIB, 1_024 => 48 * MIB,
+        "The body of one append; beyond it 413 batch_too_large.";
+    limits_stream_max_per_tenant = "limits.stream_max_per_tenant", 1_000_000, 1 => 100_000_000,
+        "Change streams of one tenant; beyond it 429 stream_quota_exhausted.";
+    limits_partition_max = "limits.partition_max", 1_024, 1 => 65_536,
+        "Partitions of one change stream; beyond it 400 too_many_partitions.";
+    limits_read_max_records = "limits.read_max_records", 10_000, 1 => 1_000_000,
+        "Records of one read or poll; a greater limit in a request is 400 invalid_field.";
+    limits_read_max_bytes = "limits.read_max_bytes", 16 * MIB, 1_024 => 256 * MIB,
+        "Bytes of one read or poll, beyond which at least one record is given; a greater max_bytes is 400 invalid_field.";
+    limits_wait_max_ms = "limits.wait_max_ms", 60_000, 0 => DAY_MS,
+        "How long a read or poll may wait for records; a greater wait_ms is 400 invalid_field.";
+    limits_tail_max_global = "limits.tail_max_global", 20_000, 1 => 1_000_000,
+        "Readers that follow or wait on change streams at one time; beyond it 429 tail_capacity_exhausted.";
+    limits_tail_max_per_principal = "limits.tail_max_per_principal", 12_000, 1 => 1_000_000,
+        "The same of one principal; beyond it 429 principal_tail_quota_exhausted.";
+    limits_tail_kept_max_bytes = "limits.tail_kept_max_bytes", 64 * MIB, 0 => 1_024 * MIB,
+        "Bytes of the newest records that all streams together keep in memory for who follows them.";
+    limits_group_max_per_stream = "limits.group_max_per_stream", 1_000, 1 => 100_000,
+        "Consumer groups of one stream; beyond it 429 group_quota_exhausted.";
+    limits_member_max_per_group = "limits.member_max_per_group", 1_000, 1 => 10_000,
+        "Members of one consumer group; beyond it 429 member_quota_exhausted.";
+    limits_in_flight_max_per_group = "limits.in_flight_max_per_group", 10_000, 1 => 1_000_000,
+        "Records of a shared group that are delivered and not acknowledged; beyond it a poll gives no new ones.";
+    limits_producer_idle_ms = "limits.producer_idle_ms", 7 * DAY_MS, 1_000 => 400 * DAY_MS,
+        "A producer that appended nothing for this long is forgotten with its epoch and its sequence.";
+    limits_tombstone_grace_ms = "limits.tombstone_grace_ms", DAY_MS, 0 => 400 * DAY_MS,
+        "How long a compacted stream keeps the record that deletes a key; a stream keeps the value that it was created with.";
     limits_drain_ms = "limits.drain_ms", 3_000, 0 => DAY_MS,
         "After SIGTERM running streams may go on for this long; then they get their end line.";
 }

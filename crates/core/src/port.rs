@@ -12,8 +12,8 @@ pub use audit::{AuditRecord, AuditSink, AuditUnavailable, AuditValue};
 pub use change::{ChangeBatch, ChangeSource, ChangeSourceError};
 pub use entropy::{Entropy, EntropyUnavailable};
 pub use log::{
-    AppendBatch, AppendOutcome, AppendedRange, ChangeLog, Created, LogError, LogRead, LogReadItem, LogSpec, LogWatch,
-    PartitionAppend, PartitionBounds, ReadBounds, Retention, StreamId,
+    AppendBatch, AppendOutcome, AppendRecord, AppendedRange, ChangeLog, Commit, Compaction, Created, LogError, LogRead,
+    LogReadItem, LogSpec, LogWatch, PartitionAppend, PartitionBounds, ReadBounds, Retention, StreamId, Trim,
 };
 pub use meta::{
     CompareAndSwap, Durability, MetaEntry, MetaError, MetaRange, MetaStore, MetaWatch, Revision, Swap, SwapOutcome,

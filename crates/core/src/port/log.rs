@@ -29,7 +29,8 @@ pub trait ChangeLog: Send + Sync + 'static {
     /// answered.
     async fn append(&self, batch: AppendBatch) -> Result<AppendOutcome, LogError>;
 
-    /// Reads from `from` on, bounded; shares bytes, copies none that it need not. Gaps stand in their place.
+    /// Reads from `from` on, bounded; shares bytes, copies none that it need not. Gaps stand in their place; adjacent
+    /// ones of one reason are one. At the tail it gives nothing, beyond it [`LogError::OutOfRange`].
     async fn read(
         &self,
         stream: &StreamId,
@@ -41,25 +42,54 @@ pub trait ChangeLog: Send + Sync + 'static {
     /// Each partition's bounds, in order; empty if there is no such stream.
     async fn bounds(&self, stream: &StreamId) -> Result<Vec<PartitionBounds>, LogError>;
 
-    /// Forgets what lies before `before`; readers there get a gap. Never moves a bound backwards.
-    async fn trim(&self, stream: &StreamId, partition: Partition, before: Offset) -> Result<PartitionBounds, LogError>;
+    /// Forgets records, or the whole stream; durable when answered. Never moves a bound backwards: what is trimmed already
+    /// stays so. Returns the bounds as they are afterwards, empty for a stream that was removed.
+    async fn trim(&self, stream: &StreamId, trim: Trim) -> Result<Vec<PartitionBounds>, LogError>;
 
-    /// Wakes when something was appended or trimmed. It may wake too often, never too seldom.
+    /// Gives the bounds of a partition each time that something was appended to it or forgotten, and ends when the stream
+    /// is removed. It may wake too often, never too seldom: whoever watches first and then reads misses nothing. A slow
+    /// watcher gets the newest state, not every one, and costs no memory for what it missed.
     async fn watch(&self, stream: &StreamId) -> Result<LogWatch, LogError>;
 }
 
 /// The bounds that moved, newest state only.
 pub type LogWatch = BoxStream<'static, PartitionBounds>;
 
+/// What to forget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trim {
+    /// Everything of the partition before this offset; readers there get a gap. Beyond the tail it is
+    /// [`LogError::OutOfRange`] and nothing is forgotten.
+    Before {
+        /// Which partition.
+        partition: Partition,
+        /// The first offset that stays.
+        before: Offset,
+    },
+    /// The stream itself with all that is in it. A stream of that name that is created later has nothing of it. Removing
+    /// what is not there is not an error.
+    Stream,
+}
+
 /// What a stream is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogSpec {
     /// How many partitions, at least 1.
     pub partitions: u32,
+    /// The offset of each partition's first record: not zero where the stream goes on from another one.
+    pub start: Offset,
     /// How much it keeps.
     pub retention: Retention,
-    /// Whether a later record of a key takes the place of an earlier one.
-    pub compact_by_key: bool,
+    /// Whether a later record of a key takes the place of an earlier one; `None` = every record stays.
+    pub compaction: Option<Compaction>,
+}
+
+/// Key compaction: of the records of one key in one partition the newest stays. Records without a key stay. The place of a
+/// record that went is a gap with [`GapReason::Compaction`](crate::position::GapReason::Compaction); offsets never change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compaction {
+    /// How long after its append the newest record of a key stays where it is a tombstone, in milliseconds.
+    pub tombstone_grace_ms: u64,
 }
 
 /// How much a stream keeps; `None` = without bound.
@@ -104,11 +134,28 @@ pub struct PartitionAppend {
     pub partition: Partition,
     /// If given, the append happens only if this is the partition's next offset.
     pub expected_next: Option<Offset>,
-    /// The records, each as the bytes that a reader is sent.
-    pub records: Vec<Bytes>,
-    /// When.
+    /// The records, at least one.
+    pub records: Vec<AppendRecord>,
+    /// When. Where the partition's last record has a later time (the clock stepped back), that one is stored.
     pub append_time: Timestamp,
 }
+
+/// One record to append.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AppendRecord {
+    /// The bytes that a reader gets, opaque to the log.
+    pub bytes: Bytes,
+    /// What compaction goes by: equal bytes = the same key. `None` = never compacted away.
+    pub key: Option<Bytes>,
+    /// Whether the record says that its key is gone, so that compaction may forget it too after the grace.
+    pub tombstone: bool,
+}
+
+/// The place of an append in the order of all appends to a log: all records of one append share it, a later append has a
+/// higher one, and once an append can be read, every append with a lower one can. So a merge of partitions by (commit,
+/// partition, offset) is the same for every reader at every time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Commit(pub u64);
 
 /// What came of an append. A lost race is a value, not an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -169,6 +216,8 @@ pub enum LogReadItem {
     Record {
         /// Its place.
         offset: Offset,
+        /// Its append's place among all appends.
+        commit: Commit,
         /// When it was appended.
         append_time: Timestamp,
         /// The bytes that were appended.
@@ -204,6 +253,14 @@ pub enum LogError {
     /// There is no space; reads go on.
     #[error("the log's disk is full; nothing was changed")]
     Full,
+    /// A record or a batch is larger than the log takes: nothing was changed.
+    #[error("{bytes} bytes are more than the log takes at a time, {limit_bytes}")]
+    TooLarge {
+        /// How many there are.
+        bytes: u64,
+        /// The bound.
+        limit_bytes: u64,
+    },
     /// Stored bytes are damaged.
     #[error("{stream:?} partition {partition:?} is damaged at offset {offset:?}")]
     Corrupt {

@@ -1,0 +1,3 @@
+#![doc = include_str!("../README.md")]
+//!
+//! The page above is the crate's README: what it is, and what it never does.
