@@ -35,11 +35,36 @@ pub enum Kind {
     Lease = 2,
     /// A cursor.
     Cursor = 3,
+    /// What a change stream is.
+    Stream = 4,
+    /// A producer's epoch and sequence.
+    Producer = 5,
+    /// A partition's watermark.
+    Watermark = 6,
+    /// A part of a consumer group's state.
+    Group = 7,
+    /// Records of a change stream, appended together.
+    Batch = 8,
+    /// Bookkeeping of the log's own.
+    LogState = 9,
+    /// A value of the metadata store.
+    Metadata = 10,
 }
 
 impl Kind {
     /// All kinds, in the order of their numbers.
-    pub const ALL: &'static [Self] = &[Self::Probe, Self::Lease, Self::Cursor];
+    pub const ALL: &'static [Self] = &[
+        Self::Probe,
+        Self::Lease,
+        Self::Cursor,
+        Self::Stream,
+        Self::Producer,
+        Self::Watermark,
+        Self::Group,
+        Self::Batch,
+        Self::LogState,
+        Self::Metadata,
+    ];
 
     /// Its number in the envelope.
     #[must_use]
