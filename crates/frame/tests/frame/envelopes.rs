@@ -185,3 +185,30 @@ fn the_bytes_are_the_same_in_every_release() {
     assert_eq!(hex::encode(envelope::seal(Kind::Probe, 7, &thing).unwrap()), pinned);
     assert_eq!(open(&hex::decode(pinned).unwrap()).unwrap(), thing);
 }
+
+#[test]
+fn a_payload_of_bytes_lies_in_the_same_envelope_and_is_given_back_uncopied() {
+    let sealed = envelope::seal_bytes(Kind::Batch, 1, &[b"ti", b"", b"de"]).unwrap();
+    let pinned = "5444475401080001000400000074696465db116019";
+    assert_eq!(hex::encode(&sealed), pinned);
+    assert_eq!(sealed[..], wrap(8, 1, b"tide"));
+    let payload = envelope::open_bytes(Kind::Batch, &[1], &sealed).unwrap();
+    assert_eq!(payload, b"tide");
+    assert_eq!(payload.as_ptr(), sealed[HEADER_BYTES..].as_ptr());
+    let text = envelope::seal(Kind::Probe, 7, &()).unwrap();
+    assert_eq!(envelope::open_bytes(Kind::Probe, &[7], &text).unwrap(), b"");
+}
+
+#[test]
+fn bytes_of_which_any_bit_has_changed_are_not_opened() {
+    let sealed = envelope::seal_bytes(Kind::Metadata, 3, &[b"value"]).unwrap().to_vec();
+    for bit in 0..sealed.len() * 8 {
+        let mut flipped = sealed.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        assert!(envelope::open_bytes(Kind::Metadata, &[3], &flipped).is_err(), "bit {bit} flipped");
+    }
+    assert!(matches!(envelope::open_bytes(Kind::Metadata, &[4], &sealed), Err(OpenError::UnknownSchemaVersion { .. })));
+    assert!(matches!(envelope::open_bytes(Kind::Batch, &[3], &sealed), Err(OpenError::WrongKind { .. })));
+    let huge = vec![0; MAX_PAYLOAD_BYTES];
+    assert!(matches!(envelope::seal_bytes(Kind::Probe, 1, &[&huge, b"1"]), Err(SealError::TooLarge { .. })));
+}
