@@ -1,0 +1,254 @@
+//! The newest records of a stream in memory, made once for all who follow it: one append wakes ten thousand followers, who share
+//! one piece of bytes in the form of their wire. It never holds up a follower for another, and forgets the oldest first.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tidegate_core::port::ReadBounds;
+use tidegate_core::position::{Offset, Partition};
+
+use crate::error::ReadError;
+use crate::handle::StreamHandle;
+use crate::merge::read_merged;
+use crate::record::Item;
+use crate::render;
+
+/// What a follower follows: one partition, or all of them merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Selection {
+    /// One partition.
+    One(Partition),
+    /// All, in the order of their appends.
+    All,
+}
+
+impl Selection {
+    pub(crate) fn partitions(self, of: u32) -> impl Iterator<Item = Partition> {
+        let (from, to) = match self {
+            Self::One(partition) => (partition.0, partition.0 + 1),
+            Self::All => (0, of),
+        };
+        (from..to).map(Partition)
+    }
+}
+
+/// Some records and gaps in a row, rendered at most once in each form.
+#[derive(Debug)]
+pub struct Segment {
+    /// The positions before it, a selected partition each.
+    pub(crate) start: Vec<Offset>,
+    /// The positions after it.
+    pub(crate) end: Vec<Offset>,
+    items: Vec<Item>,
+    bytes: u64,
+    ndjson: OnceLock<Bytes>,
+    sse: OnceLock<Bytes>,
+}
+
+impl Segment {
+    pub(crate) fn new(start: Vec<Offset>, end: Vec<Offset>, items: Vec<Item>) -> Self {
+        let bytes = items.iter().map(item_bytes).sum();
+        Self { start, end, items, bytes, ndjson: OnceLock::new(), sse: OnceLock::new() }
+    }
+
+    /// What is in it, in order.
+    #[must_use]
+    pub fn items(&self) -> &[Item] {
+        &self.items
+    }
+
+    /// Its lines: `{"record":{...}}` and `{"gap":{...}}`. Rendered once, shared after that.
+    #[must_use]
+    pub fn ndjson(&self) -> Bytes {
+        self.ndjson.get_or_init(|| render::ndjson(&self.items)).clone()
+    }
+
+    /// Its server-sent events. Rendered once, shared after that.
+    #[must_use]
+    pub fn sse(&self) -> Bytes {
+        self.sse.get_or_init(|| render::sse(&self.items)).clone()
+    }
+
+    /// Where one goes on after it, by partition.
+    pub(crate) fn part_after(&self, positions: &[Offset], selection: Selection) -> Self {
+        let first = match selection {
+            Selection::One(partition) => partition.0,
+            Selection::All => 0,
+        };
+        let items = self
+            .items
+            .iter()
+            .filter(|item| {
+                let at = positions.get((item.partition().0 - first) as usize);
+                at.is_none_or(|at| item.next() > *at)
+            })
+            .cloned()
+            .collect();
+        Self::new(positions.to_vec(), self.end.clone(), items)
+    }
+}
+
+/// About what an item takes in memory, rendered twice at most.
+fn item_bytes(item: &Item) -> u64 {
+    match item {
+        Item::Record(record) => 256 + 3 * record.bytes(),
+        Item::Gap(_) => 128,
+    }
+}
+
+/// The feeds of one stream: one a selection that is followed.
+#[derive(Debug, Default)]
+pub(crate) struct Feeds {
+    by_selection: Mutex<HashMap<Selection, Arc<Feed>>>,
+}
+
+impl Feeds {
+    pub(crate) fn get(&self, selection: Selection) -> Arc<Feed> {
+        Arc::clone(self.by_selection.lock().entry(selection).or_default())
+    }
+
+    /// Forgets the feeds that nobody holds.
+    pub(crate) fn sweep(&self) {
+        self.by_selection.lock().retain(|_, feed| Arc::strong_count(feed) > 1);
+    }
+}
+
+/// The newest segments of a selection, in a row: each begins where the one before it ends.
+#[derive(Debug, Default)]
+pub(crate) struct Feed {
+    segments: Mutex<Ring>,
+    /// Held by who reads the log for all. It is waited for by who has nothing to read otherwise.
+    filling: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    segments: VecDeque<Arc<Segment>>,
+    bytes: u64,
+    /// Of all feeds together; kept so that a dropped ring gives back what it holds.
+    total: Option<Arc<AtomicU64>>,
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+impl Ring {
+    fn clear(&mut self) {
+        if let Some(total) = &self.total {
+            total.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
+        self.bytes = 0;
+        self.segments.clear();
+    }
+
+    fn pop(&mut self) {
+        if let Some(segment) = self.segments.pop_front() {
+            self.bytes -= segment.bytes;
+            if let Some(total) = &self.total {
+                total.fetch_sub(segment.bytes, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn push(&mut self, segment: Arc<Segment>, total: &Arc<AtomicU64>, limit: u64) {
+        self.total.get_or_insert_with(|| Arc::clone(total));
+        self.bytes += segment.bytes;
+        let mut all = total.fetch_add(segment.bytes, Ordering::Relaxed) + segment.bytes;
+        self.segments.push_back(segment);
+        // The newest is kept in any case: without it every follower would read for itself.
+        while (self.bytes > FEED_MAX_BYTES || all > limit) && self.segments.len() > 1 {
+            let before = self.bytes;
+            self.pop();
+            all -= before - self.bytes;
+        }
+    }
+
+    fn find(&self, positions: &[Offset]) -> Found {
+        for segment in self.segments.iter().rev() {
+            if segment.start == positions {
+                return Found::Whole(Arc::clone(segment));
+            }
+            if at_or_after(&segment.end, positions)
+                && segment.end != positions
+                && at_or_after(positions, &segment.start)
+            {
+                return Found::Part(Arc::clone(segment));
+            }
+        }
+        match self.segments.back() {
+            None => Found::Edge { fresh: true },
+            Some(last) if last.end == positions => Found::Edge { fresh: false },
+            // The feed stood still while this reader went ahead on its own.
+            Some(last) if at_or_after(positions, &last.end) => Found::Edge { fresh: true },
+            Some(_) => Found::Behind,
+        }
+    }
+}
+
+fn at_or_after(a: &[Offset], b: &[Offset]) -> bool {
+    a.iter().zip(b).all(|(a, b)| a >= b)
+}
+
+enum Found {
+    Whole(Arc<Segment>),
+    Part(Arc<Segment>),
+    /// Nothing newer is in memory: read the log for all.
+    Edge {
+        fresh: bool,
+    },
+    /// Older than what is in memory: read for oneself.
+    Behind,
+}
+
+/// What one feed keeps at most.
+pub(crate) const FEED_MAX_BYTES: u64 = 4 * 1024 * 1024;
+/// What is read for all at a time.
+const FILL: ReadBounds = ReadBounds { records: 4_096, bytes: 256 * 1024 };
+
+impl Feed {
+    /// What comes after `positions`, shared where others are there too; `None` at the tail.
+    pub(crate) async fn next(
+        &self,
+        handle: &StreamHandle,
+        selection: Selection,
+        positions: &[Offset],
+        bounds: ReadBounds,
+    ) -> Result<Option<Arc<Segment>>, ReadError> {
+        let found = self.segments.lock().find(positions);
+        match found {
+            Found::Whole(segment) => return Ok(Some(segment)),
+            Found::Part(segment) => return Ok(Some(Arc::new(segment.part_after(positions, selection)))),
+            Found::Behind => {
+                let read = read_merged(handle, selection, positions, bounds).await?;
+                return Ok(read.map(Arc::new));
+            }
+            Found::Edge { .. } => {}
+        }
+        let _filling = self.filling.lock().await;
+        let found = self.segments.lock().find(positions);
+        let fresh = match found {
+            Found::Whole(segment) => return Ok(Some(segment)),
+            Found::Part(segment) => return Ok(Some(Arc::new(segment.part_after(positions, selection)))),
+            Found::Behind => {
+                let read = read_merged(handle, selection, positions, bounds).await?;
+                return Ok(read.map(Arc::new));
+            }
+            Found::Edge { fresh } => fresh,
+        };
+        let Some(read) = read_merged(handle, selection, positions, FILL).await? else { return Ok(None) };
+        let read = Arc::new(read);
+        let limit = handle.core.settings.freeze().limits_tail_kept_max_bytes();
+        let mut ring = self.segments.lock();
+        if fresh {
+            ring.clear();
+        }
+        ring.push(Arc::clone(&read), &handle.core.kept, limit);
+        Ok(Some(read))
+    }
+}

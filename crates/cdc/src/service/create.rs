@@ -1,0 +1,141 @@
+//! Making a stream: the log first, then the entry that makes it known; a crash between the two leaves nothing that a later
+//! creation would not take over or clear away.
+
+use tidegate_core::id::Name;
+use tidegate_core::port::{CompareAndSwap, Created, Entropy, Revision, StreamId, Swap, SwapOutcome, Trim};
+use tidegate_core::principal::Principal;
+use tidegate_frame::envelope::Kind;
+
+use super::{ATTEMPTS_MAX, StreamService};
+use crate::error::{CreateError, StoreError, StreamError};
+use crate::handle::seal;
+use crate::key::{self, Incarnation};
+use crate::spec::{DESCRIPTION_MAX_BYTES, StreamMeta, StreamSpec};
+
+/// Whether a stream was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CreatedStream {
+    /// It is new.
+    New,
+    /// The same one was there.
+    Existed,
+}
+
+impl StreamService {
+    /// Creates a stream, durable when answered. The same one again is [`CreatedStream::Existed`].
+    pub async fn create(
+        &self,
+        principal: &Principal,
+        name: &Name,
+        spec: &StreamSpec,
+    ) -> Result<CreatedStream, CreateError> {
+        let settings = self.core.settings.freeze();
+        check(spec, settings.limits_partition_max())?;
+        let id = Self::id(&principal.owner, name)?;
+        for _ in 0..ATTEMPTS_MAX {
+            match self.core.load(&id).await.map_err(StreamError::from)? {
+                Some((meta, revision)) if meta.removing => {
+                    // What a crash left of a removal.
+                    self.clear_away(&id, &meta, Some(revision)).await.map_err(StreamError::from)?;
+                }
+                Some((meta, _)) => {
+                    return match difference(&meta, spec) {
+                        None => Ok(CreatedStream::Existed),
+                        Some(difference) => {
+                            Err(CreateError::Exists { name: name.clone(), difference: difference.into() })
+                        }
+                    };
+                }
+                None => {
+                    let incarnation = draw(self.core.entropy.as_ref())?;
+                    let now = self.core.clock.timestamp();
+                    let meta = StreamMeta::new(spec, incarnation, now, settings.limits_tombstone_grace_ms());
+                    if self.establish(&id, &meta, Vec::new()).await?.is_some() {
+                        return Ok(CreatedStream::New);
+                    }
+                }
+            }
+        }
+        Err(StreamError::from(StoreError::Contended).into())
+    }
+
+    /// Makes the log of a stream and its entry. `None`: somebody else was quicker, or one of `conditions` does not hold.
+    pub(crate) async fn establish(
+        &self,
+        id: &StreamId,
+        meta: &StreamMeta,
+        conditions: Vec<CompareAndSwap>,
+    ) -> Result<Option<Revision>, StreamError> {
+        let log_spec = meta.log_spec();
+        loop {
+            match self.core.log.create(id, &log_spec).await.map_err(StoreError::from)? {
+                Created::New => break,
+                Created::Existed | Created::Differs(_) => {
+                    // Without an entry it is what a crash left, or another creation that goes on at this moment.
+                    if self.core.load(id).await?.is_some() {
+                        return Ok(None);
+                    }
+                    self.core.log.trim(id, Trim::Stream).await.map_err(StoreError::from)?;
+                }
+            }
+        }
+        let value = seal(Kind::Stream, StreamMeta::SCHEMA_VERSION, meta);
+        let mut swaps = vec![CompareAndSwap { key: key::stream(id), expected: None, swap: Swap::Put(value) }];
+        swaps.extend(conditions);
+        match self.core.meta.compare_and_swap(swaps, self.core.durability).await.map_err(StoreError::from)? {
+            SwapOutcome::Swapped(revisions) => Ok(revisions.first().copied()),
+            SwapOutcome::Mismatch { .. } => Ok(None),
+        }
+    }
+}
+
+/// A new life for a stream.
+pub(crate) fn draw(entropy: &dyn Entropy) -> Result<Incarnation, CreateError> {
+    let mut bits = [0; 16];
+    entropy.fill(&mut bits)?;
+    Ok(Incarnation(bits))
+}
+
+fn check(spec: &StreamSpec, partition_max: u64) -> Result<(), CreateError> {
+    if spec.partitions == 0 || u64::from(spec.partitions) > partition_max {
+        return Err(CreateError::Partitions { given: spec.partitions, limit: partition_max });
+    }
+    let retention =
+        [("records", spec.retention.records), ("age_ms", spec.retention.age_ms), ("bytes", spec.retention.bytes)];
+    if let Some((field, _)) = retention.into_iter().find(|(_, bound)| *bound == Some(0)) {
+        return Err(CreateError::Retention { field });
+    }
+    let bytes = spec.description.as_ref().map_or(0, |text| text.len());
+    if bytes > DESCRIPTION_MAX_BYTES {
+        return Err(CreateError::Description { bytes, limit_bytes: DESCRIPTION_MAX_BYTES });
+    }
+    Ok(())
+}
+
+/// What parts a stream that is there from the one that is asked for, in the words of the request.
+fn difference(meta: &StreamMeta, asked: &StreamSpec) -> Option<String> {
+    let there = meta.spec();
+    if meta.durable.as_ref().is_some_and(|durable| durable.soft_deleted) {
+        return Some("it was removed, and other streams that were forked from it keep its name".to_owned());
+    }
+    if there == *asked {
+        return None;
+    }
+    let mut parts = Vec::new();
+    if there.partitions != asked.partitions {
+        parts.push(format!("partitions is {}, not {}", there.partitions, asked.partitions));
+    }
+    if there.retention != asked.retention {
+        parts.push("retention is another".to_owned());
+    }
+    if there.compact_by_key != asked.compact_by_key {
+        parts.push("compaction is another".to_owned());
+    }
+    if there.late != asked.late {
+        parts.push("late is another".to_owned());
+    }
+    if there.description != asked.description {
+        parts.push("description is another".to_owned());
+    }
+    Some(parts.join(", "))
+}

@@ -1,0 +1,355 @@
+//! Appending records: checked whole, decided by the producer's and the late records' rules, then one atomic append that carries
+//! what must not drift from it. A request is all or nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tidegate_core::Timestamp;
+use tidegate_core::id::Name;
+use tidegate_core::port::{
+    AppendBatch, AppendOutcome, AppendRecord, AppendedRange, CompareAndSwap, PartitionAppend, Swap,
+};
+use tidegate_core::position::{Offset, Partition};
+use tidegate_core::principal::Principal;
+use tidegate_frame::envelope::Kind;
+
+use super::{ATTEMPTS_MAX, StreamService};
+use crate::error::{PublishError, StoreError, StreamError};
+use crate::handle::{Known, StoredWatermark, StreamHandle, Watermarks, seal, unseal};
+use crate::key;
+use crate::late::{advance, is_late};
+use crate::partition::partition_of_key;
+use crate::producer::{self, Decision, PRODUCER_ID_MAX_BYTES, ProducerStamp, ProducerState, Remembered};
+use crate::record::NewRecord;
+use crate::spec::LatePolicy;
+
+/// Records to append.
+#[derive(Debug, Clone)]
+pub struct PublishRequest {
+    /// The records, at least one.
+    pub records: Vec<NewRecord>,
+    /// With it a repetition appends nothing.
+    pub producer: Option<ProducerStamp>,
+}
+
+/// What came of an append.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Published {
+    /// How many records were appended (of a repetition: the first time).
+    pub count: u64,
+    /// Where.
+    pub appended: Vec<AppendedRange>,
+    /// It was a repetition: nothing was appended now.
+    pub duplicate: bool,
+    /// The producer's highest sequence, of a repetition or an append with one.
+    pub producer_seq: Option<u64>,
+    /// The records that were dropped because they came too late.
+    pub late: Vec<LateRecord>,
+}
+
+/// A record that was dropped because it came too late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LateRecord {
+    /// Its place in the request, from 0.
+    pub index: usize,
+    /// Where it would have gone.
+    pub partition: Partition,
+    /// Its event time.
+    pub event_time: Timestamp,
+    /// The watermark that it missed.
+    pub watermark: Timestamp,
+}
+
+/// Records of a request, each with its partition, ready to be appended.
+struct Placed {
+    index: usize,
+    partition: Partition,
+    event_time: Option<Timestamp>,
+    record: AppendRecord,
+}
+
+impl StreamService {
+    /// Appends records, durable when answered.
+    pub async fn publish(
+        &self,
+        principal: &Principal,
+        name: &Name,
+        request: PublishRequest,
+    ) -> Result<Published, PublishError> {
+        let handle = self.handle(principal, name).await?;
+        let placed = self.place(&handle, &request.records)?;
+        let producer = request.producer;
+        drop(request.records);
+        self.append(&handle, placed, producer).await
+    }
+
+    /// Checks the records, and says where each goes.
+    fn place(&self, handle: &StreamHandle, records: &[NewRecord]) -> Result<Vec<Placed>, PublishError> {
+        let settings = self.core.settings.freeze();
+        if records.is_empty() {
+            return Err(PublishError::Empty);
+        }
+        if records.len() as u64 > settings.limits_batch_max_records() {
+            let limit = settings.limits_batch_max_records();
+            return Err(PublishError::TooManyRecords { records: records.len() as u64, limit });
+        }
+        let meta = handle.meta();
+        let partitions = meta.partitions;
+        // Records without a key stay together, so that their order holds; requests go round.
+        let turn = Partition(handle.turn.fetch_add(1, Ordering::Relaxed) % partitions);
+        let mut whole = 0_u64;
+        let mut placed = Vec::with_capacity(records.len());
+        for (index, record) in records.iter().enumerate() {
+            let partition = match (record.partition, &record.key) {
+                (Some(partition), _) => partition,
+                (None, Some(key)) => partition_of_key(key, partitions),
+                (None, None) => turn,
+            };
+            handle.check_partition(partition)?;
+            let stored = record.to_append(meta.tombstone_grace_ms.is_some());
+            let bytes = stored.bytes.len() as u64;
+            if bytes > settings.limits_record_max_bytes() {
+                let limit_bytes = settings.limits_record_max_bytes();
+                return Err(PublishError::RecordTooLarge { index, bytes, limit_bytes });
+            }
+            whole += bytes;
+            placed.push(Placed { index, partition, event_time: record.event_time, record: stored });
+        }
+        // What the request's body was bounded by, with room for what each record gets on top.
+        let limit_bytes = settings.limits_batch_max_bytes() + 256 * records.len() as u64;
+        if whole > limit_bytes {
+            return Err(PublishError::TooManyBytes { bytes: whole, limit_bytes });
+        }
+        Ok(placed)
+    }
+
+    async fn append(
+        &self,
+        handle: &Arc<StreamHandle>,
+        placed: Vec<Placed>,
+        stamp: Option<ProducerStamp>,
+    ) -> Result<Published, PublishError> {
+        if handle.meta().late == LatePolicy::Drop {
+            let mut watermarks = handle.watermarks.lock().await;
+            return self.append_as(handle, placed, stamp, Some(&mut watermarks)).await;
+        }
+        self.append_as(handle, placed, stamp, None).await
+    }
+
+    async fn append_as(
+        &self,
+        handle: &Arc<StreamHandle>,
+        placed: Vec<Placed>,
+        stamp: Option<ProducerStamp>,
+        watermarks: Option<&mut Watermarks>,
+    ) -> Result<Published, PublishError> {
+        let Some(stamp) = stamp else {
+            return self.attempts(handle, &placed, None, watermarks).await;
+        };
+        if stamp.id.is_empty() || stamp.id.len() > PRODUCER_ID_MAX_BYTES {
+            return Err(PublishError::ProducerId);
+        }
+        let slot = Arc::clone(handle.producers.lock().get_or_insert(stamp.id.clone(), Arc::default));
+        let mut state = slot.lock().await;
+        self.attempts(handle, &placed, Some((&stamp, &mut state)), watermarks).await
+    }
+
+    /// Decides and appends, again while others change what was decided on.
+    async fn attempts(
+        &self,
+        handle: &StreamHandle,
+        placed: &[Placed],
+        mut producer: Option<(&ProducerStamp, &mut Option<Known<Option<ProducerState>>>)>,
+        mut watermarks: Option<&mut Watermarks>,
+    ) -> Result<Published, PublishError> {
+        for _ in 0..ATTEMPTS_MAX {
+            let now = self.core.clock.timestamp();
+            if let Some((stamp, known)) = &mut producer {
+                let state = match known {
+                    Some(known) => known,
+                    None => known.insert(self.load_producer(handle, &stamp.id).await?),
+                };
+                if let Some(answer) = refusal(state.value.as_ref(), stamp)? {
+                    return Ok(answer);
+                }
+            }
+            if let Some(watermarks) = &mut watermarks {
+                self.load_watermarks(handle, placed, watermarks).await?;
+            }
+            let (kept, late) = split_late(placed, watermarks.as_deref());
+            let mut state = vec![handle.unchanged()];
+            if let Some((stamp, known)) = &producer {
+                let before = known.as_ref().and_then(|known| known.value.as_ref());
+                let made = Remembered { seq: stamp.seq, count: kept.len() as u64, places: Vec::new() };
+                let after = producer::after(before, stamp, made, now);
+                state.push(CompareAndSwap {
+                    key: key::producer(handle.incarnation(), &stamp.id),
+                    expected: known.as_ref().and_then(|known| known.revision),
+                    swap: Swap::PutWithRanges(producer::seal(&after)),
+                });
+            }
+            let advanced = advances(&kept, watermarks.as_deref());
+            for (partition, time) in &advanced {
+                let known = watermarks.as_ref().and_then(|all| all[partition.0 as usize].as_ref());
+                state.push(CompareAndSwap {
+                    key: key::watermark(handle.incarnation(), *partition),
+                    expected: known.and_then(|known| known.revision),
+                    swap: Swap::Put(seal(Kind::Watermark, 1, &StoredWatermark { ms: time.unix_ms() })),
+                });
+            }
+            let count = kept.len() as u64;
+            let batch = AppendBatch {
+                stream: handle.id.clone(),
+                partitions: by_partition(&kept, now),
+                state,
+                durability: self.core.durability,
+            };
+            // Every record was late and nobody's sequence has to be kept: there is nothing to append.
+            if batch.partitions.is_empty() && producer.is_none() {
+                return Ok(Published { late, ..Published::default() });
+            }
+            let outcome = self.core.log.append(batch).await;
+            if outcome.is_err() {
+                // It may have happened: what is known is read again before the next decision.
+                forget(&mut producer, &mut watermarks);
+            }
+            match outcome.map_err(StoreError::from)? {
+                AppendOutcome::Appended(appended) => {
+                    // The revision that the append gave the entry is not told: it is read when next needed.
+                    if let Some((_, known)) = &mut producer {
+                        **known = None;
+                    }
+                    if let Some(watermarks) = &mut watermarks {
+                        for (partition, _) in &advanced {
+                            watermarks[partition.0 as usize] = None;
+                        }
+                    }
+                    let producer_seq = producer.as_ref().map(|(stamp, _)| stamp.seq);
+                    return Ok(Published { count, appended, duplicate: false, producer_seq, late });
+                }
+                AppendOutcome::StateMismatch { index: 0, .. } => self.core.refresh(handle).await?,
+                AppendOutcome::StateMismatch { .. } | AppendOutcome::OffsetMismatch { .. } => {
+                    forget(&mut producer, &mut watermarks);
+                }
+                AppendOutcome::NoSuchPartition(partition) => {
+                    self.core.refresh(handle).await?;
+                    handle.check_partition(partition)?;
+                    return Err(StreamError::from(StoreError::Corrupt {
+                        what: format!("stream {:?} is known and has no log", handle.id.stream.as_str()).into(),
+                    })
+                    .into());
+                }
+            }
+        }
+        Err(StoreError::Contended.into())
+    }
+
+    async fn load_producer(
+        &self,
+        handle: &StreamHandle,
+        producer: &str,
+    ) -> Result<Known<Option<ProducerState>>, StoreError> {
+        let entry = self.core.meta.get(&key::producer(handle.incarnation(), producer)).await?;
+        let Some(entry) = entry else { return Ok(Known { value: None, revision: None }) };
+        let value = entry.value.map(producer::open).transpose()?;
+        Ok(Known { value, revision: Some(entry.revision) })
+    }
+
+    async fn load_watermarks(
+        &self,
+        handle: &StreamHandle,
+        placed: &[Placed],
+        watermarks: &mut Watermarks,
+    ) -> Result<(), StoreError> {
+        watermarks.resize_with(handle.partitions() as usize, || None);
+        for one in placed {
+            let slot = &mut watermarks[one.partition.0 as usize];
+            if slot.is_some() {
+                continue;
+            }
+            let entry = self.core.meta.get(&key::watermark(handle.incarnation(), one.partition)).await?;
+            let revision = entry.as_ref().map(|entry| entry.revision);
+            let stored: Option<StoredWatermark> = entry
+                .and_then(|entry| entry.value)
+                .map(|value| unseal(Kind::Watermark, 1, "a watermark", &value))
+                .transpose()?;
+            *slot = Some(Known { value: stored.map(|stored| Timestamp::from_unix_ms(stored.ms)), revision });
+        }
+        Ok(())
+    }
+}
+
+/// What a producer's rules answer in place of an append.
+fn refusal(state: Option<&ProducerState>, stamp: &ProducerStamp) -> Result<Option<Published>, PublishError> {
+    match producer::decide(state, stamp) {
+        Decision::Append => Ok(None),
+        Decision::Duplicate { last_seq, remembered } => {
+            let appended = remembered.iter().flat_map(|made| &made.places).map(|(partition, base, next)| {
+                AppendedRange { partition: Partition(*partition), base: Offset(*base), next: Offset(*next) }
+            });
+            Ok(Some(Published {
+                count: remembered.as_ref().map_or(0, |made| made.count),
+                appended: appended.collect(),
+                duplicate: true,
+                producer_seq: Some(last_seq),
+                late: Vec::new(),
+            }))
+        }
+        Decision::Fenced { current } => Err(PublishError::ProducerFenced { epoch: stamp.epoch, current }),
+        Decision::Gap { expected } => Err(PublishError::ProducerGap { expected, received: stamp.seq }),
+        Decision::EpochStart => Err(PublishError::ProducerEpochStart { epoch: stamp.epoch, seq: stamp.seq }),
+    }
+}
+
+fn forget(
+    producer: &mut Option<(&ProducerStamp, &mut Option<Known<Option<ProducerState>>>)>,
+    watermarks: &mut Option<&mut Watermarks>,
+) {
+    if let Some((_, known)) = producer {
+        **known = None;
+    }
+    if let Some(watermarks) = watermarks {
+        watermarks.clear();
+    }
+}
+
+fn split_late<'a>(placed: &'a [Placed], watermarks: Option<&Watermarks>) -> (Vec<&'a Placed>, Vec<LateRecord>) {
+    let Some(watermarks) = watermarks else { return (placed.iter().collect(), Vec::new()) };
+    let (mut kept, mut late) = (Vec::with_capacity(placed.len()), Vec::new());
+    for one in placed {
+        let watermark = watermarks[one.partition.0 as usize].as_ref().and_then(|known| known.value);
+        match (one.event_time, watermark) {
+            (Some(event_time), Some(watermark)) if is_late(event_time, Some(watermark)) => {
+                late.push(LateRecord { index: one.index, partition: one.partition, event_time, watermark });
+            }
+            _ => kept.push(one),
+        }
+    }
+    (kept, late)
+}
+
+/// The watermarks that these records move.
+fn advances(kept: &[&Placed], watermarks: Option<&Watermarks>) -> Vec<(Partition, Timestamp)> {
+    let Some(watermarks) = watermarks else { return Vec::new() };
+    let mut newest: BTreeMap<Partition, Timestamp> = BTreeMap::new();
+    for one in kept {
+        if let Some(time) = one.event_time {
+            let before = newest.get(&one.partition).copied();
+            newest.extend(advance(before, std::iter::once(time)).map(|time| (one.partition, time)));
+        }
+    }
+    let known = |partition: Partition| watermarks[partition.0 as usize].as_ref().and_then(|known| known.value);
+    newest.into_iter().filter(|(partition, time)| known(*partition).is_none_or(|known| *time > known)).collect()
+}
+
+fn by_partition(kept: &[&Placed], append_time: Timestamp) -> Vec<PartitionAppend> {
+    let mut by_partition: BTreeMap<Partition, Vec<AppendRecord>> = BTreeMap::new();
+    for one in kept {
+        by_partition.entry(one.partition).or_default().push(one.record.clone());
+    }
+    by_partition
+        .into_iter()
+        .map(|(partition, records)| PartitionAppend { partition, expected_next: None, records, append_time })
+        .collect()
+}

@@ -1,0 +1,117 @@
+//! The bytes of one record in the log. A change lies there as the JSON text that a reader is sent, with an index of its key
+//! and value in front, so that reading parses nothing. It never panics on foreign bytes.
+//!
+//! A change: tag 1; five little-endian `u32`: where the value begins, its length, where the key begins, its length (0 = no
+//! key), the length of the text before the append time; then that text (`"op":...,"event_time":...`), then the source (JSON).
+//! A message of a byte stream: tag 2, then its bytes.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::record::NewRecord;
+
+const TAG_CHANGE: u8 = 1;
+const TAG_RAW: u8 = 2;
+const CHANGE_HEADER: usize = 1 + 5 * 4;
+
+/// A stored record, taken apart without copying.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stored {
+    /// A change: JSON texts.
+    Change {
+        /// `"op":...,"key":...,"value":...,"before":...,"headers":...,"event_time":...`
+        text: Bytes,
+        /// The value within it.
+        value: Bytes,
+        /// The key within it; empty = none.
+        key: Bytes,
+        /// The source, or `null`.
+        source: Bytes,
+    },
+    /// A message of a byte stream.
+    Raw(Bytes),
+}
+
+/// The bytes are not a stored record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the bytes are no stored record")]
+pub(crate) struct NotARecord;
+
+/// A change as it is stored. `key`, `value`, ... are JSON texts that were checked before.
+pub(crate) fn change(record: &NewRecord) -> Bytes {
+    let null: &[u8] = b"null";
+    let bytes_of = |text: &Option<Bytes>| text.clone().unwrap_or_else(|| Bytes::from_static(null));
+    let (key, before, headers) = (bytes_of(&record.key), bytes_of(&record.before), bytes_of(&record.headers));
+    let source = record.source.as_ref().map_or_else(|| Bytes::from_static(null), crate::record::source_json);
+    let capacity = CHANGE_HEADER + 128 + key.len() + record.value.len() + before.len() + headers.len() + source.len();
+    let mut out = BytesMut::with_capacity(capacity);
+    out.put_u8(TAG_CHANGE);
+    out.put_bytes(0, 5 * 4);
+    out.put_slice(b"\"op\":\"");
+    out.put_slice(record.operation_name().as_bytes());
+    out.put_slice(b"\",\"key\":");
+    let key_at = out.len() - CHANGE_HEADER;
+    out.put_slice(&key);
+    out.put_slice(b",\"value\":");
+    let value_at = out.len() - CHANGE_HEADER;
+    out.put_slice(&record.value);
+    out.put_slice(b",\"before\":");
+    out.put_slice(&before);
+    out.put_slice(b",\"headers\":");
+    if record.headers.is_some() {
+        out.put_slice(&headers);
+    } else {
+        out.put_slice(b"{}");
+    }
+    out.put_slice(b",\"event_time\":");
+    match record.event_time {
+        Some(time) => {
+            out.put_u8(b'"');
+            out.put_slice(time.to_string().as_bytes());
+            out.put_u8(b'"');
+        }
+        None => out.put_slice(null),
+    }
+    let text_len = out.len() - CHANGE_HEADER;
+    out.put_slice(&source);
+    let key_len = if record.key.is_some() { key.len() } else { 0 };
+    let index = [value_at, record.value.len(), key_at, key_len, text_len];
+    for (slot, number) in out[1..CHANGE_HEADER].chunks_exact_mut(4).zip(index) {
+        let number = u32::try_from(number).expect("a record is at most limits.record_max_bytes, below 4 GiB");
+        slot.copy_from_slice(&number.to_le_bytes());
+    }
+    out.freeze()
+}
+
+/// A message of a byte stream as it is stored.
+pub(crate) fn raw(message: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(1 + message.len());
+    out.put_u8(TAG_RAW);
+    out.put_slice(message);
+    out.freeze()
+}
+
+/// Takes stored bytes apart.
+pub(crate) fn open(bytes: &Bytes) -> Result<Stored, NotARecord> {
+    match bytes.first() {
+        Some(&TAG_RAW) => Ok(Stored::Raw(bytes.slice(1..))),
+        Some(&TAG_CHANGE) if bytes.len() >= CHANGE_HEADER => {
+            let mut index = [0_usize; 5];
+            for (number, slot) in index.iter_mut().zip(bytes[1..CHANGE_HEADER].chunks_exact(4)) {
+                *number = u32::from_le_bytes(slot.try_into().map_err(|_| NotARecord)?) as usize;
+            }
+            let [value_at, value_len, key_at, key_len, text_len] = index;
+            let rest = bytes.slice(CHANGE_HEADER..);
+            let fits = |at: usize, len: usize| at.checked_add(len).is_some_and(|end| end <= text_len);
+            if text_len > rest.len() || !fits(value_at, value_len) || !fits(key_at, key_len) {
+                return Err(NotARecord);
+            }
+            Ok(Stored::Change {
+                text: rest.slice(..text_len),
+                value: rest.slice(value_at..value_at + value_len),
+                key: rest.slice(key_at..key_at + key_len),
+                source: rest.slice(text_len..),
+            })
+        }
+        _ => Err(NotARecord),
+    }
+}
