@@ -1,6 +1,15 @@
-//! Shared parts of the benchmarks: the rows that they encode. It measures nothing itself and reads no clock.
+//! Shared parts of the benchmarks: the rows that they encode, the servers that they start, the load that they put on them and
+//! the report. What is measured and judged stands in the benchmarks themselves.
+#![allow(clippy::disallowed_methods, reason = "benchmarks read the clock")]
 
+pub mod http;
+pub mod load;
+pub mod memory;
+#[cfg(feature = "peers")]
+pub mod peer;
+pub mod process;
 pub mod report;
+pub mod wire;
 
 use bytes::BytesMut;
 use serde::Serialize;

@@ -7,7 +7,7 @@ use std::io::Write;
 #[derive(Debug)]
 pub struct Report {
     area: &'static str,
-    lines: Vec<String>,
+    lines: Vec<serde_json::Value>,
 }
 
 impl Report {
@@ -21,6 +21,22 @@ impl Report {
     pub fn rate(&mut self, name: &str, rounds: &[f64], baseline: Option<&str>) {
         let (low, high) = spread(rounds);
         self.line(name, median(rounds), "row/s", true, Some((low, high)), baseline);
+    }
+
+    /// The median of the rounds, with the lowest and the highest.
+    pub fn rounds(&mut self, name: &str, rounds: &[f64], unit: &str, higher_is_better: bool, baseline: Option<&str>) {
+        let (low, high) = spread(rounds);
+        self.line(name, median(rounds), unit, higher_is_better, Some((low, high)), baseline);
+    }
+
+    /// One point of a curve: `x` is what `series` names, such as the records of a batch.
+    pub fn point(&mut self, series: &str, x: f64, rounds: &[f64], unit: &str) {
+        let (low, high) = spread(rounds);
+        self.line(&format!("{series} = {x}"), median(rounds), unit, false, Some((low, high)), None);
+        if let Some(last) = self.lines.last_mut() {
+            last["series"] = series.into();
+            last["x"] = x.into();
+        }
     }
 
     /// Milliseconds: the median, with the least and the 99th in a hundred.
@@ -46,7 +62,7 @@ impl Report {
         baseline: Option<&str>,
     ) {
         let range = spread.map_or(String::new(), |(low, high)| format!("  ({low:.3} .. {high:.3})"));
-        println!("{:<28} {value:>16.3} {unit}{range}", format!("{}/{name}", self.area));
+        println!("{:<44} {value:>16.3} {unit}{range}", format!("{}/{name}", self.area));
         let mut json = serde_json::json!({
             "area": self.area, "name": name, "value": value, "unit": unit, "higher_is_better": higher_is_better,
         });
@@ -57,7 +73,7 @@ impl Report {
         if let Some(baseline) = baseline {
             json["baseline"] = baseline.into();
         }
-        self.lines.push(json.to_string());
+        self.lines.push(json);
     }
 
     /// Writes the lines into the folder named by `TIDEGATE_BENCH_DIR`, if there is one.
