@@ -1,6 +1,6 @@
-//! An HTTP client for query streams: it verifies the hash of what it got, and when a connection drops it goes on at the
-//! exact row by itself. It never hands a row out twice, never leaves one out, follows no redirect (a token goes where it
-//! was meant to go) and uses no proxy.
+//! An HTTP client: query streams whose hash is verified and that go on at the exact row when a connection drops; change
+//! streams that are published to once and tailed at the exact record; members of consumer groups. It never leaves a row or
+//! record out in silence, follows no redirect (a token goes where it was meant to go) and uses no proxy.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,15 +12,27 @@ use serde_json::value::RawValue;
 
 use crate::config::Secret;
 
+mod admin;
+pub(crate) mod call;
+pub mod change;
 mod document;
 mod error;
 mod line;
+mod member;
+mod producer;
+mod run;
 mod stream;
+mod tail;
 
+pub use admin::{Page, Seek};
 pub use document::{Column, EndLine, ErrorLine, OpenLine, Problem};
 pub use error::{ClientError, Interruption, SetupError};
 pub use line::{LineError, LineReader};
+pub use member::{Batch, Committed, Member, Notice, SharedReader};
+pub use producer::{Acknowledged, Producer};
+pub use run::Item;
 pub use stream::{Event, QueryStream, Summary};
+pub use tail::{Tail, TailEvent};
 
 /// How a client behaves.
 #[derive(Debug, Clone)]

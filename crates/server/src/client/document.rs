@@ -2,6 +2,9 @@
 //! without complaint, and never believes a row before its line is whole.
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::change::GapInfo;
 
 /// The first line of a stream.
 #[derive(Debug, Clone, Deserialize)]
@@ -106,9 +109,18 @@ pub struct Problem {
     /// With `after`: how long, in ms.
     #[serde(default)]
     pub retry_after_ms: Option<u64>,
+    /// What else it says, such as the line that is broken.
+    #[serde(flatten)]
+    pub members: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Problem {
+    /// The line of the request's body that it is about, from 1.
+    #[must_use]
+    pub fn line(&self) -> Option<u64> {
+        self.members.get("line")?.as_u64()
+    }
+
     /// Whether the same request can succeed later.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
@@ -159,6 +171,24 @@ pub(super) async fn problem(mut answer: reqwest::Response) -> Problem {
             detail: String::new(),
             retry: String::new(),
             retry_after_ms: None,
+            members: serde_json::Map::new(),
         },
     }
+}
+
+/// A line of a read of records.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ItemLine<'a> {
+    #[serde(borrow)]
+    Record(&'a RawValue),
+    Gap(GapInfo),
+    Next(NextLine),
+    Error(Box<ErrorLine>),
+}
+
+/// Where to read on.
+#[derive(Debug, Deserialize)]
+pub(super) struct NextLine {
+    pub(super) offset: u64,
 }

@@ -129,6 +129,27 @@ pub enum ClientError {
         /// What it did.
         what: &'static str,
     },
+    /// No answer came, however often it was asked for.
+    #[error("no answer came in {attempts} attempts")]
+    NotAnswered {
+        /// How often it was tried.
+        attempts: usize,
+        /// What the last attempt met.
+        source: Interruption,
+    },
+    /// An answer is not what the protocol says.
+    #[error("the server's answer cannot be read")]
+    Answer(#[source] serde_json::Error),
+    /// The server left records out and said nothing.
+    #[error("partition {partition}: the server went on at offset {found} where {expected} was next, and named no gap")]
+    Skipped {
+        /// Of which partition.
+        partition: u32,
+        /// The offset that was next.
+        expected: u64,
+        /// The offset that came.
+        found: u64,
+    },
     /// A line cannot be taken.
     #[error("the server sent a line that cannot be taken")]
     Line(#[source] LineError),
@@ -144,7 +165,8 @@ impl ClientError {
                 401 | 403 | 429 | 503 => Exit::Refused,
                 _ => Exit::Failed,
             },
-            Self::GaveUp { source: Interruption::Refused(_), .. } => Exit::Refused,
+            Self::GaveUp { source: Interruption::Refused(_), .. }
+            | Self::NotAnswered { source: Interruption::Refused(_), .. } => Exit::Refused,
             _ => Exit::Failed,
         }
     }

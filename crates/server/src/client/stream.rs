@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use backon::ExponentialBackoff;
 use bytes::Bytes;
 use serde::Serialize;
 use tidegate_frame::prefix::PrefixHasher;
 
+use super::call::backoff;
 use super::document::{self, Document, EndLine, OpenLine, row_of};
 use super::error::{ClientError, Interruption};
 use super::line::{LineError, LineReader};
@@ -95,7 +96,7 @@ impl QueryStream {
             return Err(ClientError::Protocol { what: "a new stream that does not begin at row 0" });
         }
         Ok(Self {
-            backoff: backoff(&client),
+            backoff: backoff(&client.options),
             cursor: open.cursor.clone(),
             first: *open,
             first_line: line,
@@ -213,7 +214,7 @@ impl QueryStream {
             self.hasher.line(&line);
             if self.attempts > 0 {
                 self.attempts = 0;
-                self.backoff = backoff(&self.client);
+                self.backoff = backoff(&self.client.options);
             }
             return Ok(Some(Event::Row(line)));
         }
@@ -314,17 +315,6 @@ impl QueryStream {
             }
         }
     }
-}
-
-fn backoff(client: &Client) -> ExponentialBackoff {
-    let options = &client.options;
-    ExponentialBuilder::default()
-        .with_min_delay(options.backoff_min)
-        .with_max_delay(options.backoff_max)
-        .with_factor(2.0)
-        .with_max_times(options.attempts)
-        .with_jitter()
-        .build()
 }
 
 /// Sends a request and reads the open line.
