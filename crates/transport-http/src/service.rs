@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use serde_json::Value;
+use tidegate_cdc::StreamService;
 use tidegate_core::Clock;
 use tidegate_core::limit::Limit;
 use tidegate_lease::audit::Auditor;
@@ -44,6 +45,8 @@ impl<F: Fn() -> String + Send + Sync + 'static> MetricsText for F {
 pub struct Services {
     /// Query-result streams, and the run-time settings.
     pub query: QueryService,
+    /// Change streams. Their settings must be the query service's own cell.
+    pub streams: StreamService,
     /// Who asks.
     pub auth: Authenticator,
     /// The configuration for `GET /v1/config`.

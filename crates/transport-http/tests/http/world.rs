@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
+use tidegate_cdc::{StreamParts, StreamService};
 use tidegate_core::Clock;
-use tidegate_core::port::QuerySource;
+use tidegate_core::port::{ChangeLog, Durability, MetaStore, QuerySource};
 use tidegate_core::system::{OsEntropy, SystemClock};
 use tidegate_lease::audit::Auditor;
 use tidegate_lease::frozen::SettingsCell;
 use tidegate_query::{QueryParts, QueryService};
-use tidegate_testkit::{MemoryAudit, Script, ScriptedSource, within};
+use tidegate_testkit::{MemoryAudit, MemoryStore, Script, ScriptedSource, within};
 use tidegate_transport_http::{
     AuthConfig, Authenticator, BindError, ConfigView, HttpConfig, HttpServer, Services, TlsConfig,
 };
@@ -41,6 +42,7 @@ pub(crate) struct World {
     pub(crate) source: ScriptedSource,
     pub(crate) audit: MemoryAudit,
     pub(crate) settings: Arc<SettingsCell>,
+    pub(crate) store: Arc<MemoryStore>,
     pub(crate) config: Arc<TestConfig>,
     in_flight: watch::Receiver<usize>,
     stop: Option<oneshot::Sender<()>>,
@@ -89,14 +91,25 @@ impl Setup {
             entropy: Arc::new(OsEntropy),
             auditor: auditor.clone(),
         });
+        let store = MemoryStore::new(Arc::clone(&self.clock));
+        let streams = StreamService::new(StreamParts {
+            log: Arc::clone(&store) as Arc<dyn ChangeLog>,
+            meta: Arc::clone(&store) as Arc<dyn MetaStore>,
+            settings: Arc::clone(&settings),
+            clock: Arc::clone(&self.clock),
+            entropy: Arc::new(OsEntropy),
+            auditor: auditor.clone(),
+            durability: Durability::Fsync,
+        });
         let services = Services {
             query,
+            streams,
             auth: Authenticator::new(self.auth, Arc::clone(&self.clock)).unwrap(),
             config: Arc::clone(&config) as Arc<dyn ConfigView>,
             metrics: Arc::new(|| "# TYPE tidegate_test counter\ntidegate_test 1\n".to_owned()),
             clock: self.clock,
             auditor,
-            limits: Vec::new(),
+            limits: tidegate_cdc::LIMITS.to_vec(),
         };
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let server = HttpServer::bind(HttpConfig { listen, tls: self.tls }, services)?;
@@ -106,7 +119,7 @@ impl Setup {
         let running = tokio::spawn(server.run(async move {
             let _ = stopped.await;
         }));
-        Ok(World { address, source, audit, settings, config, in_flight, stop: Some(stop), running })
+        Ok(World { address, source, audit, settings, store, config, in_flight, stop: Some(stop), running })
     }
 }
 
