@@ -1,0 +1,15 @@
+//! Change streams over a store in memory and a clock that moves only when told to: one test a promise.
+#![allow(clippy::unwrap_used, reason = "a test that finds no answer fails")]
+
+#[path = "cdc/follow.rs"]
+mod follow;
+#[path = "cdc/identity.rs"]
+mod identity;
+#[path = "cdc/late.rs"]
+mod late;
+#[path = "cdc/producer.rs"]
+mod producer;
+#[path = "cdc/read.rs"]
+mod read;
+#[path = "cdc/world.rs"]
+mod world;
