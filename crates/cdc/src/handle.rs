@@ -58,6 +58,9 @@ pub(crate) struct StreamHandle {
     pub(crate) turn: AtomicU32,
     /// One lock a producer: its appends are decided one after the other. `None` = not read yet.
     pub(crate) producers: Mutex<LruCache<Box<str>, Arc<tokio::sync::Mutex<Option<Known<Option<ProducerState>>>>>>>,
+    /// Counts producers that were not known, and where the last look for those that can be forgotten ended.
+    pub(crate) new_producers: AtomicU32,
+    pub(crate) swept_to: Mutex<Option<Bytes>>,
     /// Held by a publisher to a stream that drops late records: each must see what the one before it did.
     pub(crate) watermarks: tokio::sync::Mutex<Watermarks>,
     changed: watch::Sender<u64>,
@@ -75,6 +78,8 @@ impl StreamHandle {
             removed: AtomicBool::new(false),
             turn: AtomicU32::new(0),
             producers: Mutex::new(LruCache::new(cached)),
+            new_producers: AtomicU32::new(0),
+            swept_to: Mutex::new(None),
             watermarks: tokio::sync::Mutex::new(Vec::new()),
             changed: watch::Sender::new(0),
             pumping: Mutex::new(false),

@@ -34,5 +34,5 @@ mod tests {
         assert_eq!(pinned, PINNED);
     }
 
-    const PINNED: [u32; 4] = [0, 0, 0, 0];
+    const PINNED: [u32; 4] = [5, 11, 11, 3];
 }

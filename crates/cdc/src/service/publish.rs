@@ -8,13 +8,14 @@ use std::sync::atomic::Ordering;
 use tidegate_core::Timestamp;
 use tidegate_core::id::Name;
 use tidegate_core::port::{
-    AppendBatch, AppendOutcome, AppendRecord, AppendedRange, CompareAndSwap, PartitionAppend, Swap,
+    AppendBatch, AppendOutcome, AppendRecord, AppendedRange, CompareAndSwap, Durability, MetaRange, PartitionAppend,
+    Swap,
 };
 use tidegate_core::position::{Offset, Partition};
 use tidegate_core::principal::Principal;
 use tidegate_frame::envelope::Kind;
 
-use super::{ATTEMPTS_MAX, StreamService};
+use super::{ATTEMPTS_MAX, SCAN_PAGE, StreamService};
 use crate::error::{PublishError, StoreError, StreamError};
 use crate::handle::{Known, StoredWatermark, StreamHandle, Watermarks, seal, unseal};
 use crate::key;
@@ -60,6 +61,9 @@ pub struct LateRecord {
     /// The watermark that it missed.
     pub watermark: Timestamp,
 }
+
+/// So many new producers of a stream pass between two looks for those that can be forgotten.
+const PRODUCERS_PER_SWEEP: u32 = 64;
 
 /// Records of a request, each with its partition, ready to be appended.
 struct Placed {
@@ -251,9 +255,40 @@ impl StreamService {
         producer: &str,
     ) -> Result<Known<Option<ProducerState>>, StoreError> {
         let entry = self.core.meta.get(&key::producer(handle.incarnation(), producer)).await?;
-        let Some(entry) = entry else { return Ok(Known { value: None, revision: None }) };
-        let value = entry.value.map(producer::open).transpose()?;
+        let Some(entry) = entry else {
+            // A producer that is new may be the one too many: the ones that ended long ago make room.
+            if handle.new_producers.fetch_add(1, Ordering::Relaxed) % PRODUCERS_PER_SWEEP == PRODUCERS_PER_SWEEP - 1 {
+                self.forget_idle_producers(handle).await?;
+            }
+            return Ok(Known { value: None, revision: None });
+        };
+        let value = entry.value.map(producer::open).transpose()?.filter(|state| !self.is_idle(state));
         Ok(Known { value, revision: Some(entry.revision) })
+    }
+
+    /// Whether a producer appended nothing for so long that it is forgotten. A wall clock that stepped back forgets nobody.
+    fn is_idle(&self, state: &ProducerState) -> bool {
+        let idle_ms = self.core.clock.timestamp().unix_ms().saturating_sub(state.last_ms);
+        u64::try_from(idle_ms).is_ok_and(|idle_ms| idle_ms > self.core.settings.freeze().limits_producer_idle_ms())
+    }
+
+    /// Removes the entries of producers that are forgotten: one page, beginning where the last sweep ended.
+    async fn forget_idle_producers(&self, handle: &StreamHandle) -> Result<(), StoreError> {
+        let prefix = key::producers(handle.incarnation());
+        let from = handle.swept_to.lock().take().unwrap_or_else(|| prefix.clone());
+        let entries = self.core.meta.scan(MetaRange { prefix, from, limit: SCAN_PAGE }).await?;
+        if entries.len() == SCAN_PAGE {
+            *handle.swept_to.lock() = entries.last().map(|entry| entry.key.clone());
+        }
+        for entry in entries {
+            let Some(value) = entry.value else { continue };
+            if self.is_idle(&producer::open(value)?) {
+                let swap = CompareAndSwap { key: entry.key, expected: Some(entry.revision), swap: Swap::Delete };
+                // One at a time: a mismatch means that this one appends again, and stays.
+                self.core.meta.compare_and_swap(vec![swap], Durability::Os).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn load_watermarks(

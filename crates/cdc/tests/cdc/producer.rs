@@ -99,3 +99,26 @@ fn a_request_over_a_bound_or_to_a_partition_that_is_not_there_appends_nothing() 
         assert!(world.values("s", Selection::All).await.is_empty());
     });
 }
+
+#[test]
+fn a_producer_that_was_idle_too_long_is_forgotten_and_its_entry_removed() {
+    block_on(async {
+        let world = World::new();
+        world.create("s", spec(1)).await;
+        let by = |id: usize, seq| Some(ProducerStamp { id: format!("p{id}").into(), epoch: 0, seq });
+        for id in 0..100 {
+            world.try_publish("s", vec![message(id)], by(id, 0)).await.unwrap();
+        }
+        let idle = std::time::Duration::from_millis(world.settings.freeze().limits_producer_idle_ms() + 1);
+        world.clock.advance(idle);
+        let error = world.try_publish("s", vec![message(1)], by(1, 1)).await.unwrap_err();
+        assert!(matches!(error, PublishError::ProducerGap { expected: 0, received: 1 }));
+        assert!(!world.try_publish("s", vec![message(1)], by(1, 0)).await.unwrap().duplicate);
+        for id in 1_000..1_100 {
+            world.try_publish("s", vec![message(id)], by(id, 0)).await.unwrap();
+        }
+        let range = tidegate_core::port::MetaRange { prefix: "i\0".into(), from: "i\0".into(), limit: 10_000 };
+        let left = tidegate_core::port::MetaStore::scan(world.store.as_ref(), range).await.unwrap().len();
+        assert_eq!(left, 101, "the hundred new ones and the one that came back");
+    });
+}
