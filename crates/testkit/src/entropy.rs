@@ -30,6 +30,13 @@ impl SeededEntropy {
     pub fn below(&self, bound: u64) -> u64 {
         if bound == 0 { 0 } else { self.next_u64() % bound }
     }
+
+    /// True with this probability: never at 0, always at 1.
+    pub fn chance(&self, probability: f64) -> bool {
+        // 53 bits, as many as a number between 0 and 1 holds exactly.
+        let drawn = (self.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
+        drawn < probability
+    }
 }
 
 impl Entropy for SeededEntropy {

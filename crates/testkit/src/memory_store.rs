@@ -178,7 +178,8 @@ impl MemoryStore {
             stream.touch(index);
         }
         if !batch.state.is_empty() {
-            self.shared.swap_checked(&mut state.entries, batch.state);
+            state.entries.apply(batch.state, &ranges, self.shared.watched());
+            self.shared.meta_changed.send_replace(());
         }
         Ok(AppendOutcome::Appended(ranges))
     }
@@ -187,12 +188,6 @@ impl MemoryStore {
 impl Shared {
     fn watched(&self) -> bool {
         self.meta_changed.receiver_count() > 0
-    }
-
-    /// Makes swaps that were found to hold, and wakes the watchers.
-    fn swap_checked(&self, entries: &mut Entries, swaps: Vec<CompareAndSwap>) {
-        entries.apply(swaps, self.watched());
-        self.meta_changed.send_replace(());
     }
 }
 

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use bytes::Bytes;
-use tidegate_core::port::{CompareAndSwap, MetaEntry, MetaRange, Revision, Swap, SwapOutcome};
+use bytes::{BufMut, Bytes, BytesMut};
+use tidegate_core::port::{AppendedRange, CompareAndSwap, MetaEntry, MetaRange, Revision, Swap, SwapOutcome};
 
 /// Entries in key order, and the newest change of each key by revision, so that a watcher that slept finds what it missed
 /// and nothing older.
@@ -56,8 +56,14 @@ impl Entries {
         })
     }
 
-    /// Makes the swaps, whose conditions were found to hold. `watched` = whether anybody must be told of deletions.
-    pub(super) fn apply(&mut self, swaps: Vec<CompareAndSwap>, watched: bool) -> Vec<Revision> {
+    /// Makes the swaps, whose conditions were found to hold. `ranges` = where the records of the same append lie, `watched` =
+    /// whether anybody must be told of deletions.
+    pub(super) fn apply(
+        &mut self,
+        swaps: Vec<CompareAndSwap>,
+        ranges: &[AppendedRange],
+        watched: bool,
+    ) -> Vec<Revision> {
         if !watched {
             for (_, revision) in std::mem::take(&mut self.deleted) {
                 self.changes.remove(&revision);
@@ -67,10 +73,15 @@ impl Entries {
             .into_iter()
             .map(|CompareAndSwap { key, expected, swap }| match swap {
                 Swap::Check => expected.unwrap_or(Revision(0)),
-                Swap::Put(value) => {
-                    let revision = self.change(&key);
-                    self.entries.insert(key, (value, revision));
-                    revision
+                Swap::Put(value) => self.put(key, value),
+                Swap::PutWithRanges(value) => {
+                    let mut value = BytesMut::from(value);
+                    for range in ranges {
+                        value.put_u32(range.partition.0);
+                        value.put_u64(range.base.0);
+                        value.put_u64(range.next.0);
+                    }
+                    self.put(key, value.freeze())
                 }
                 Swap::Delete => {
                     let revision = self.change(&key);
@@ -85,7 +96,7 @@ impl Entries {
     pub(super) fn compare_and_swap(&mut self, swaps: Vec<CompareAndSwap>, watched: bool) -> SwapOutcome {
         match self.mismatch(&swaps) {
             Some((index, current)) => SwapOutcome::Mismatch { index, current },
-            None => SwapOutcome::Swapped(self.apply(swaps, watched)),
+            None => SwapOutcome::Swapped(self.apply(swaps, &[], watched)),
         }
     }
 
@@ -101,6 +112,12 @@ impl Entries {
     #[cfg(test)]
     pub(super) fn kept_changes(&self) -> usize {
         self.changes.len()
+    }
+
+    fn put(&mut self, key: Bytes, value: Bytes) -> Revision {
+        let revision = self.change(&key);
+        self.entries.insert(key, (value, revision));
+        revision
     }
 
     /// Draws a revision for a change of `key` and forgets the key's change before.
