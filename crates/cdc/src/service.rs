@@ -260,6 +260,13 @@ impl StreamService {
         &self.core.settings
     }
 
+    /// Whether storage answers now.
+    pub async fn ready(&self) -> Result<(), StoreError> {
+        // A key that nobody writes: the answer is that there is none.
+        self.core.meta.get(b"ready").await?;
+        Ok(())
+    }
+
     pub(crate) fn id(owner: &Owner, name: &Name) -> Result<StreamId, StreamError> {
         let tenant = Name::new(&*owner.tenant).map_err(StreamError::Tenant)?;
         Ok(StreamId { tenant, stream: name.clone() })

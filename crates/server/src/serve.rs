@@ -10,7 +10,8 @@ use std::sync::Arc;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde_json::Value;
 use tidegate_core::limit::{Bound, Limit, Settings};
-use tidegate_core::port::{AuditSink, QuerySource, SourceError};
+use tidegate_cdc::{StreamParts, StreamService};
+use tidegate_core::port::{AuditSink, ChangeLog, Durability, MetaStore, QuerySource, SourceError};
 use tidegate_core::system::{OsEntropy, SystemClock};
 use tidegate_core::time::Clock;
 use tidegate_lease::audit::Auditor;
@@ -18,6 +19,7 @@ use tidegate_lease::frozen::SettingsCell;
 use tidegate_query::{QueryParts, QueryService};
 use tidegate_source_postgres::{PostgresConfig, PostgresSource};
 use tidegate_source_sqlite::{SqliteConfig, SqliteSource};
+use tidegate_store_embedded::{EmbeddedConfig, EmbeddedStore};
 use tidegate_transport_http::auth::AuthConfigError;
 use tidegate_transport_http::{
     AuthConfig, Authenticator, BindError, ConfigView, HttpConfig, HttpServer, Services, TlsConfig,
@@ -33,6 +35,8 @@ mod tests;
 pub use run::run;
 pub(crate) use run::{Signals, log_to_stderr};
 
+/// Where in the data directory the log and the metadata lie.
+const STORE_FOLDER: &str = "store";
 /// File descriptors that are not connections: sources, files, the runtime's own.
 const DESCRIPTORS_ASIDE: u64 = 256;
 
@@ -52,6 +56,9 @@ pub enum StartError {
     /// The audit trail cannot be opened.
     #[error(transparent)]
     Audit(#[from] AuditFileError),
+    /// The log cannot be opened.
+    #[error("the log cannot be opened")]
+    Store(#[from] tidegate_store_embedded::OpenError),
     /// A source cannot be opened.
     #[error("source {name:?} cannot be opened")]
     Source {
@@ -95,6 +102,7 @@ pub enum StartError {
 /// A server, bound and not yet running.
 pub struct Server {
     http: HttpServer,
+    store: EmbeddedStore,
     audit: Arc<AuditFile>,
 }
 
@@ -109,6 +117,19 @@ impl Server {
         let authenticator = Authenticator::new(auth_config(&config), Arc::clone(&clock))?;
         let settings = Arc::new(SettingsCell::new(config.settings));
         let sources = open_sources(&config, &settings)?;
+        let store = EmbeddedStore::open(EmbeddedConfig::new(config.data_dir.join(STORE_FOLDER), Arc::clone(&clock)))?;
+        let streams = StreamService::new(StreamParts {
+            log: Arc::new(store.clone()) as Arc<dyn ChangeLog>,
+            meta: Arc::new(store.clone()) as Arc<dyn MetaStore>,
+            settings: Arc::clone(&settings),
+            clock: Arc::clone(&clock),
+            entropy: Arc::new(OsEntropy),
+            auditor: auditor.clone(),
+            durability: match config.durability {
+                config::Durability::Fsync => Durability::Fsync,
+                config::Durability::Os => Durability::Os,
+            },
+        });
         let query = QueryService::new(QueryParts {
             sources,
             settings,
@@ -126,6 +147,7 @@ impl Server {
         };
         let services = Services {
             query,
+            streams,
             auth: authenticator,
             config: Arc::new(Shown(config.entries())),
             metrics: Arc::new(move || metrics.render()),
@@ -133,7 +155,7 @@ impl Server {
             auditor,
             limits: limits(),
         };
-        Ok(Self { http: HttpServer::bind(http, services)?, audit })
+        Ok(Self { http: HttpServer::bind(http, services)?, store, audit })
     }
 
     /// Where it listens.
@@ -145,6 +167,7 @@ impl Server {
     /// Serves until `shutdown`, then drains: see [`HttpServer::run`].
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         self.http.run(shutdown).await;
+        self.store.close().await;
         self.audit.close();
     }
 }
@@ -199,6 +222,8 @@ fn limits() -> Vec<Limit> {
     [
         tidegate_core::limit::LIMITS,
         QUERY_LIMITS,
+        tidegate_cdc::LIMITS,
+        tidegate_store_embedded::LIMITS,
         tidegate_source_sqlite::LIMITS,
         tidegate_source_postgres::LIMITS,
         crate::audit::LIMITS,

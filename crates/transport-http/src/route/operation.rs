@@ -21,6 +21,10 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Response, Probl
     if app.is_draining() {
         return Err(draining());
     }
+    if let Err(error) = app.services.streams.ready().await {
+        tracing::warn!(%error, "not ready");
+        return Err(Problem::of(&error).with_status(StatusCode::SERVICE_UNAVAILABLE));
+    }
     match app.services.query.ready().await {
         Ok(()) => Ok(json(&json!({"status": "ready"}))),
         Err(not_ready) => {
