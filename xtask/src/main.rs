@@ -4,6 +4,7 @@
 
 mod bench;
 mod ci;
+mod crash;
 mod deps;
 mod floors;
 mod services;
@@ -39,6 +40,8 @@ enum Command {
     Services(services::Command),
     /// Run the benchmarks; print a table, write JSON and a page with plots.
     Bench(bench::Arguments),
+    /// Kill a server under load again and again, and check that it kept every promise.
+    Crash(crash::Arguments),
 }
 
 fn main() -> std::process::ExitCode {
@@ -49,6 +52,7 @@ fn main() -> std::process::ExitCode {
         Command::Deps => deps::run(),
         Command::Services(command) => services::run(&command),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Crash(arguments) => crash::run(&arguments),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,
