@@ -13,6 +13,7 @@ use parking_lot::{Mutex, RwLock};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tidegate_core::Timestamp;
+use tidegate_core::id::Name;
 use tidegate_core::port::{
     CompareAndSwap, LogError, LogReadItem, PartitionBounds, ReadBounds, Revision, StreamId, Swap,
 };
@@ -50,7 +51,11 @@ pub(crate) struct Known<T> {
 pub(crate) type Watermarks = Vec<Option<Known<Option<Timestamp>>>>;
 
 pub(crate) struct StreamHandle {
+    /// Its identity: tenant and name.
     pub(crate) id: StreamId,
+    /// What the log calls it: see [`log_id`]. Everything that is asked of the log goes by this one.
+    pub(crate) log_id: StreamId,
+    key: Bytes,
     pub(crate) core: Arc<Core>,
     known: RwLock<(Arc<StreamMeta>, Revision)>,
     removed: AtomicBool,
@@ -70,14 +75,16 @@ pub(crate) struct StreamHandle {
 
 impl StreamHandle {
     pub(crate) fn new(core: Arc<Core>, id: StreamId, meta: StreamMeta, revision: Revision) -> Self {
-        let cached = std::num::NonZeroUsize::new(PRODUCERS_CACHED).expect("not zero");
         Self {
+            log_id: log_id(&id, meta.incarnation),
+            key: key::stream(&id),
             id,
             core,
             known: RwLock::new((Arc::new(meta), revision)),
             removed: AtomicBool::new(false),
             turn: AtomicU32::new(0),
-            producers: Mutex::new(LruCache::new(cached)),
+            // Bounded by who inserts: a capacity given here would be allocated for every stream.
+            producers: Mutex::new(LruCache::unbounded()),
             new_producers: AtomicU32::new(0),
             swept_to: Mutex::new(None),
             watermarks: tokio::sync::Mutex::new(Vec::new()),
@@ -117,7 +124,7 @@ impl StreamHandle {
     /// nothing is written into a stream that was removed, made again or closed meanwhile.
     pub(crate) fn unchanged(&self) -> CompareAndSwap {
         let revision = self.known.read().1;
-        CompareAndSwap { key: key::stream(&self.id), expected: Some(revision), swap: Swap::Check }
+        CompareAndSwap { key: self.key.clone(), expected: Some(revision), swap: Swap::Check }
     }
 
     pub(crate) fn is_removed(&self) -> bool {
@@ -144,7 +151,7 @@ impl StreamHandle {
 
     /// The bounds of every partition, a consistent cut; a fork's begin where its source's do.
     pub(crate) async fn bounds(&self) -> Result<Vec<PartitionBounds>, StreamError> {
-        let mut bounds = self.core.log.bounds(&self.id).await.map_err(StoreError::from)?;
+        let mut bounds = self.core.log.bounds(&self.log_id).await.map_err(StoreError::from)?;
         if bounds.is_empty() {
             return Err(self.not_found());
         }
@@ -202,7 +209,7 @@ impl StreamHandle {
             _ => RawForm::Base64,
         };
         let from = Offset(from.0.max(meta.start));
-        let read = self.core.log.read(&self.id, partition, from, bounds).await;
+        let read = self.core.log.read(&self.log_id, partition, from, bounds).await;
         let read = match read {
             Ok(read) => read,
             Err(LogError::NotFound) => return Err(self.not_found().into()),
@@ -210,6 +217,7 @@ impl StreamHandle {
                 let earliest = self.bounds().await?.get(partition.0 as usize).map_or(Offset::ZERO, |one| one.earliest);
                 return Err(ReadError::OutOfRange { partition, asked, next, earliest });
             }
+            Err(LogError::Corrupt { offset, .. }) => return Err(self.corrupt(partition, offset).into()),
             Err(error) => return Err(StoreError::from(error).into()),
         };
         let mut items = Vec::with_capacity(read.items.len());
@@ -308,7 +316,7 @@ impl StreamHandle {
 async fn pump(handle: Arc<StreamHandle>) {
     let clock = Arc::clone(&handle.core.clock);
     loop {
-        match handle.core.log.watch(&handle.id).await {
+        match handle.core.log.watch(&handle.log_id).await {
             Ok(mut log) => {
                 // What came before the watch was there is seen by this wake-up.
                 handle.wake();
@@ -346,6 +354,13 @@ async fn pump(handle: Arc<StreamHandle>) {
         }
         clock.sleep_until(clock.now().after(WATCH_PAUSE)).await;
     }
+}
+
+/// What the log calls a stream: by its life, so that one that is removed and one that is made again, or two that are made at the
+/// same moment, never touch each other's records.
+pub(crate) fn log_id(id: &StreamId, incarnation: Incarnation) -> StreamId {
+    let stream = Name::new(hex::encode(incarnation.0)).expect("32 hexadecimal digits are a name");
+    StreamId { tenant: id.tenant.clone(), stream }
 }
 
 /// A structure as it is stored.

@@ -405,7 +405,7 @@ impl StreamService {
         meta: &StreamMeta,
         revision: Option<tidegate_core::port::Revision>,
     ) -> Result<(), StoreError> {
-        self.core.log.trim(id, Trim::Stream).await?;
+        self.core.log.trim(&crate::handle::log_id(id, meta.incarnation), Trim::Stream).await?;
         self.core.remove_entries(key::life(meta.incarnation).freeze()).await?;
         let swap = CompareAndSwap { key: key::stream(id), expected: revision, swap: Swap::Delete };
         // A mismatch: somebody else cleared it away.
@@ -423,7 +423,7 @@ impl StreamService {
     ) -> Result<Vec<PartitionBounds>, ReadError> {
         let handle = self.handle(principal, name).await?;
         handle.check_partition(partition)?;
-        match self.core.log.trim(&handle.id, Trim::Before { partition, before }).await {
+        match self.core.log.trim(&handle.log_id, Trim::Before { partition, before }).await {
             Ok(bounds) => Ok(bounds),
             Err(tidegate_core::port::LogError::OutOfRange { asked, next }) => {
                 Err(ReadError::OutOfRange { partition, asked, next, earliest: Offset::ZERO })

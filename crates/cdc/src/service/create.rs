@@ -1,14 +1,14 @@
-//! Making a stream: the log first, then the entry that makes it known; a crash between the two leaves nothing that a later
-//! creation would not take over or clear away.
+//! Making a stream: the log first, then the entry that makes it known. Of creations at the same moment one wins, and the others
+//! take back only what is their own.
 
 use tidegate_core::id::Name;
-use tidegate_core::port::{CompareAndSwap, Created, Entropy, Revision, StreamId, Swap, SwapOutcome, Trim};
+use tidegate_core::port::{CompareAndSwap, Entropy, Revision, StreamId, Swap, SwapOutcome, Trim};
 use tidegate_core::principal::Principal;
 use tidegate_frame::envelope::Kind;
 
 use super::{ATTEMPTS_MAX, StreamService};
 use crate::error::{CreateError, StoreError, StreamError};
-use crate::handle::seal;
+use crate::handle::{log_id, seal};
 use crate::key::{self, Incarnation};
 use crate::spec::{DESCRIPTION_MAX_BYTES, StreamMeta, StreamSpec};
 
@@ -66,25 +66,19 @@ impl StreamService {
         meta: &StreamMeta,
         conditions: Vec<CompareAndSwap>,
     ) -> Result<Option<Revision>, StreamError> {
-        let log_spec = meta.log_spec();
-        loop {
-            match self.core.log.create(id, &log_spec).await.map_err(StoreError::from)? {
-                Created::New => break,
-                Created::Existed | Created::Differs(_) => {
-                    // Without an entry it is what a crash left, or another creation that goes on at this moment.
-                    if self.core.load(id).await?.is_some() {
-                        return Ok(None);
-                    }
-                    self.core.log.trim(id, Trim::Stream).await.map_err(StoreError::from)?;
-                }
-            }
-        }
+        let log_id = log_id(id, meta.incarnation);
+        // The name in the log is new with each attempt, so it cannot be there. A crash before the entry is written leaves a
+        // log without records that nobody knows: some hundred bytes.
+        self.core.log.create(&log_id, &meta.log_spec()).await.map_err(StoreError::from)?;
         let value = seal(Kind::Stream, StreamMeta::SCHEMA_VERSION, meta);
         let mut swaps = vec![CompareAndSwap { key: key::stream(id), expected: None, swap: Swap::Put(value) }];
         swaps.extend(conditions);
         match self.core.meta.compare_and_swap(swaps, self.core.durability).await.map_err(StoreError::from)? {
             SwapOutcome::Swapped(revisions) => Ok(revisions.first().copied()),
-            SwapOutcome::Mismatch { .. } => Ok(None),
+            SwapOutcome::Mismatch { .. } => {
+                self.core.log.trim(&log_id, Trim::Stream).await.map_err(StoreError::from)?;
+                Ok(None)
+            }
         }
     }
 }

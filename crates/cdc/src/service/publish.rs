@@ -17,7 +17,7 @@ use tidegate_frame::envelope::Kind;
 
 use super::{ATTEMPTS_MAX, SCAN_PAGE, StreamService};
 use crate::error::{PublishError, StoreError, StreamError};
-use crate::handle::{Known, StoredWatermark, StreamHandle, Watermarks, seal, unseal};
+use crate::handle::{Known, PRODUCERS_CACHED, StoredWatermark, StreamHandle, Watermarks, seal, unseal};
 use crate::key;
 use crate::late::{advance, is_late};
 use crate::partition::partition_of_key;
@@ -154,7 +154,14 @@ impl StreamService {
         if stamp.id.is_empty() || stamp.id.len() > PRODUCER_ID_MAX_BYTES {
             return Err(PublishError::ProducerId);
         }
-        let slot = Arc::clone(handle.producers.lock().get_or_insert(stamp.id.clone(), Arc::default));
+        let slot = {
+            let mut producers = handle.producers.lock();
+            let slot = Arc::clone(producers.get_or_insert(stamp.id.clone(), Arc::default));
+            while producers.len() > PRODUCERS_CACHED {
+                producers.pop_lru();
+            }
+            slot
+        };
         let mut state = slot.lock().await;
         self.attempts(handle, &placed, Some((&stamp, &mut state)), watermarks).await
     }
@@ -204,7 +211,7 @@ impl StreamService {
             }
             let count = kept.len() as u64;
             let batch = AppendBatch {
-                stream: handle.id.clone(),
+                stream: handle.log_id.clone(),
                 partitions: by_partition(&kept, now),
                 state,
                 durability: self.core.durability,

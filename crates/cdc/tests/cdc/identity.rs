@@ -99,3 +99,28 @@ fn a_stream_made_again_has_nothing_of_the_old_one() {
         assert_eq!(world.values("s", Selection::All).await, ["2"]);
     });
 }
+
+#[test]
+fn of_creations_at_one_moment_one_wins_and_none_touches_the_winners_records() {
+    block_on(async {
+        for round in 0..50_u32 {
+            let world = World::new();
+            let stream = name("s");
+            let creations = (1..=8_u32).map(|partitions| {
+                let (world, stream) = (&world, &stream);
+                async move {
+                    let made = world.streams.create(&world.ann, stream, &spec((round + partitions) % 8 + 1)).await;
+                    if !matches!(made, Ok(CreatedStream::New)) {
+                        return 0;
+                    }
+                    world.publish("s", vec![message(1)]).await;
+                    (round + partitions) % 8 + 1
+                }
+            });
+            let won: u32 = futures::future::join_all(creations).await.into_iter().sum();
+            let described = world.streams.describe(&world.ann, &stream).await.unwrap();
+            assert_eq!((described.spec.partitions, described.partitions.len()), (won, won as usize));
+            assert_eq!(world.values("s", Selection::All).await, ["1"]);
+        }
+    });
+}
