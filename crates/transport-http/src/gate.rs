@@ -1,6 +1,8 @@
 //! What every request passes: its route, its method, who asks, whether new work is taken; and what every answer gets: a
 //! request id, its metrics, a problem document even for a panic. It knows no route's work.
 
+mod table;
+
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,15 +13,18 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
-use tidegate_core::{Failure as _, Principal, Scope};
+use tidegate_core::{Failure as _, Principal};
 use tidegate_lease::audit::AuditEvent;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::auth::AuthError;
 use crate::json::JsonError;
+use crate::parameter::Parameters;
 use crate::problem::{CloseAfter, Problem, ProblemCode};
 use crate::server::HEADER_MAX_BYTES;
 use crate::service::Services;
+use table::{Access, QueryString, ROUTES, Route, Rule};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -29,7 +34,9 @@ const REQUEST_ID_MAX_BYTES: usize = 64;
 /// What the routes share.
 pub(crate) struct App {
     pub(crate) services: Services,
-    pub(crate) draining: AtomicBool,
+    draining: AtomicBool,
+    /// Cancelled when the drain begins: what waits for something to come ends at once.
+    pub(crate) leaving: CancellationToken,
     next_request: AtomicU64,
     started_ms: i64,
 }
@@ -37,11 +44,23 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn new(services: Services) -> Self {
         let started_ms = services.clock.timestamp().unix_ms();
-        Self { services, draining: AtomicBool::new(false), next_request: AtomicU64::new(0), started_ms }
+        Self {
+            services,
+            draining: AtomicBool::new(false),
+            leaving: CancellationToken::new(),
+            next_request: AtomicU64::new(0),
+            started_ms,
+        }
     }
 
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
+    }
+
+    /// From here on new work is refused, and what waits ends.
+    pub(crate) fn leave(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.leaving.cancel();
     }
 
     /// The client's own id where it is a harmless token, so that its log and this one can be laid side by side; else the
@@ -58,63 +77,6 @@ impl App {
         })
     }
 }
-
-/// Who may use a route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Access {
-    /// Everybody, without a token.
-    Open,
-    /// Everybody with a good token.
-    AnyToken,
-    /// Whose token carries the scope.
-    Scope(Scope),
-}
-
-/// A route as the gate sees it.
-#[derive(Debug)]
-pub(crate) struct Route {
-    /// As the router writes it; also the metrics' label.
-    pub(crate) template: &'static str,
-    pub(crate) access: Access,
-    /// What `Allow` says.
-    pub(crate) allow: &'static str,
-    /// Whether it begins work that a server on its way out must not begin. By method, as `allow` writes it.
-    pub(crate) new_work: Option<&'static str>,
-}
-
-/// Every route. A path that is not here is 404, a method that is not in `allow` is 405.
-pub(crate) const ROUTES: &[Route] = &[
-    Route {
-        template: "/v1/query",
-        access: Access::Scope(Scope::Query),
-        allow: "POST, OPTIONS",
-        new_work: Some("POST"),
-    },
-    Route {
-        template: "/v1/query/resume",
-        access: Access::Scope(Scope::Query),
-        allow: "POST, OPTIONS",
-        new_work: Some("POST"),
-    },
-    Route {
-        template: "/v1/query/{cursor}",
-        access: Access::Scope(Scope::Query),
-        allow: "DELETE, OPTIONS",
-        new_work: None,
-    },
-    Route { template: "/v1/leases", access: Access::Scope(Scope::Query), allow: "GET, HEAD, OPTIONS", new_work: None },
-    Route {
-        template: "/v1/config",
-        access: Access::Scope(Scope::Admin),
-        allow: "GET, HEAD, PATCH, OPTIONS",
-        new_work: Some("PATCH"),
-    },
-    Route { template: "/v1/limits", access: Access::AnyToken, allow: "GET, HEAD, OPTIONS", new_work: None },
-    Route { template: "/v1/version", access: Access::AnyToken, allow: "GET, HEAD, OPTIONS", new_work: None },
-    Route { template: "/healthz", access: Access::Open, allow: "GET, HEAD, OPTIONS", new_work: None },
-    Route { template: "/readyz", access: Access::Open, allow: "GET, HEAD, OPTIONS", new_work: None },
-    Route { template: "/metrics", access: Access::Open, allow: "GET, HEAD, OPTIONS", new_work: None },
-];
 
 /// The middleware around the router.
 pub(crate) async fn gate(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
@@ -136,7 +98,9 @@ pub(crate) async fn gate(State(app): State<Arc<App>>, mut request: Request, next
         };
         match refused {
             Some(problem) => problem.into_response(),
-            None if *request.method() == Method::OPTIONS => options(route),
+            None if *request.method() == Method::OPTIONS && !route.is_some_and(|route| route.preflight) => {
+                options(route)
+            }
             None => next.run(request).await,
         }
     };
@@ -186,35 +150,37 @@ async fn admit(app: &App, route: &Route, request: &mut Request) -> Result<(), Pr
         .closing());
     }
     let method = request.method().as_str();
-    if !route.allow.split(", ").any(|allowed| allowed == method) {
+    if method == "OPTIONS" {
+        return Ok(());
+    }
+    let Some(rule) = route.rule(method) else {
         return Err(Problem::new(
             StatusCode::METHOD_NOT_ALLOWED,
             "method_not_allowed",
             format!("{} takes {}", route.template, route.allow),
         )
         .with_header(header::ALLOW, HeaderValue::from_static(route.allow)));
-    }
-    if method == "OPTIONS" {
-        return Ok(());
-    }
-    let principal = match route.access {
-        Access::Open => Principal::anonymous(),
-        Access::AnyToken | Access::Scope(_) => authorize(app, route, request.headers()).await?,
     };
-    if route.new_work.is_some_and(|method| request.method().as_str() == method) && app.is_draining() {
+    let principal = match rule.access {
+        Access::Open => Principal::anonymous(),
+        Access::AnyToken | Access::Scope(_) => authorize(app, rule, request.headers()).await?,
+    };
+    if rule.new_work && app.is_draining() {
         return Err(draining());
     }
-    if let Some(field) = first_query_parameter(request) {
-        let error = JsonError::UnknownField { field: field.into(), known: "none in the query string".into() };
-        return Err(json_problem(&error));
+    if let (QueryString::Known(known), Some(query)) = (rule.query, request.uri().query())
+        && !query.is_empty()
+    {
+        let parameters = Parameters::parse(query, known).map_err(|error| json_problem(&error))?;
+        request.extensions_mut().insert(parameters);
     }
     request.extensions_mut().insert(principal);
     Ok(())
 }
 
-async fn authorize(app: &App, route: &Route, headers: &HeaderMap) -> Result<Principal, Problem> {
+async fn authorize(app: &App, rule: &Rule, headers: &HeaderMap) -> Result<Principal, Problem> {
     let known = app.services.auth.authenticate(headers).await;
-    let refused = match (known, route.access) {
+    let refused = match (known, rule.access) {
         (Ok(principal), Access::Scope(scope)) if !principal.scopes.contains(scope) => {
             (AuthError::ScopeMissing { scope }, Some(principal))
         }
@@ -261,13 +227,6 @@ fn options(route: Option<&Route>) -> Response {
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(route.allow));
     }
     response
-}
-
-/// No route takes parameters in the query string: what is there was meant for something else.
-fn first_query_parameter(request: &Request) -> Option<String> {
-    let query = request.uri().query().filter(|query| !query.is_empty())?;
-    let name = query.split(['&', '=']).find(|name| !name.is_empty()).unwrap_or(query);
-    Some(name.chars().take(100).collect())
 }
 
 /// The head as HTTP/1 writes it: target, names, values, and what separates them.

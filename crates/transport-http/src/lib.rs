@@ -6,6 +6,7 @@ mod body;
 pub mod encoding;
 mod gate;
 pub mod json;
+mod parameter;
 pub mod problem;
 mod route;
 pub mod server;

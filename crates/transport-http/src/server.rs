@@ -9,7 +9,6 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
@@ -150,7 +149,7 @@ impl HttpServer {
                 () = shutdown => {}
             }
         }
-        app.draining.store(true, Ordering::Release);
+        app.leave();
         let settings = app.services.query.settings().freeze();
         let bound = Duration::from_millis(settings.limits_drain_ms()) + DRAIN_GRACE;
         let end = app.services.clock.now().after(bound);

@@ -1,0 +1,158 @@
+//! Every route as the gate sees it: who may use which method, what the query string may say. It knows no route's work.
+
+use tidegate_core::Scope;
+
+/// Who may use a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Everybody, without a token.
+    Open,
+    /// Everybody with a good token.
+    AnyToken,
+    /// Whose token carries the scope.
+    Scope(Scope),
+}
+
+/// What the query string of a request may say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum QueryString {
+    /// These parameters, each at most once; none, where the list is empty.
+    Known(&'static [&'static str]),
+    /// The route reads it by rules of its own.
+    Own,
+}
+
+/// A method of a route.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rule {
+    /// As HTTP writes it. `HEAD` goes by the rule of `GET`.
+    pub(crate) method: &'static str,
+    pub(crate) access: Access,
+    /// Whether it begins work that a server on its way out must not begin.
+    pub(crate) new_work: bool,
+    pub(crate) query: QueryString,
+}
+
+/// A route as the gate sees it.
+#[derive(Debug)]
+pub(crate) struct Route {
+    /// As the router writes it; also the metrics' label.
+    pub(crate) template: &'static str,
+    /// What `Allow` says.
+    pub(crate) allow: &'static str,
+    pub(crate) rules: &'static [Rule],
+    /// Whether `OPTIONS` is the route's own to answer, without a token: browsers ask before they send.
+    pub(crate) preflight: bool,
+}
+
+impl Route {
+    /// The rule that a method goes by; `None` where the route does not take it.
+    pub(crate) fn rule(&self, method: &str) -> Option<&'static Rule> {
+        let method = if method == "HEAD" { "GET" } else { method };
+        self.rules.iter().find(|rule| rule.method == method)
+    }
+}
+
+const fn rule(method: &'static str, access: Access) -> Rule {
+    Rule { method, access, new_work: false, query: QueryString::Known(&[]) }
+}
+
+const fn scoped(method: &'static str, scope: Scope) -> Rule {
+    rule(method, Access::Scope(scope))
+}
+
+impl Rule {
+    const fn new_work(mut self) -> Self {
+        self.new_work = true;
+        self
+    }
+
+    const fn query(mut self, known: &'static [&'static str]) -> Self {
+        self.query = QueryString::Known(known);
+        self
+    }
+}
+
+const fn route(template: &'static str, allow: &'static str, rules: &'static [Rule]) -> Route {
+    Route { template, allow, rules, preflight: false }
+}
+
+const GET: &str = "GET, HEAD, OPTIONS";
+const POST: &str = "POST, OPTIONS";
+const DELETE: &str = "DELETE, OPTIONS";
+const PUT_GET_DELETE: &str = "GET, HEAD, PUT, DELETE, OPTIONS";
+
+/// Every route. A path that is not here is 404, a method that is not in `allow` is 405.
+///
+/// A consumer needs to read and no more: joining, polling, committing and acknowledging take `stream:read`. Making a group,
+/// removing it and moving it are the stream owner's. What lets a consumer keep what it has done (commit, acknowledge, leave)
+/// works while the server drains; what begins something does not.
+pub(crate) const ROUTES: &[Route] = &[
+    // The hottest first: the list is searched from its beginning.
+    route(
+        "/v1/streams/{stream}/records",
+        "GET, HEAD, POST, OPTIONS",
+        &[
+            scoped("POST", Scope::StreamWrite).new_work(),
+            scoped("GET", Scope::StreamRead).new_work().query(&["partition", "from", "limit", "max_bytes", "wait_ms"]),
+        ],
+    ),
+    route("/v1/streams/{stream}/groups/{group}/poll", POST, &[scoped("POST", Scope::StreamRead).new_work()]),
+    route("/v1/streams/{stream}/groups/{group}/commit", POST, &[scoped("POST", Scope::StreamRead)]),
+    route("/v1/streams/{stream}/groups/{group}/ack", POST, &[scoped("POST", Scope::StreamRead)]),
+    route("/v1/streams/{stream}/groups/{group}/seek", POST, &[scoped("POST", Scope::StreamWrite).new_work()]),
+    route("/v1/streams/{stream}/groups/{group}/members", POST, &[scoped("POST", Scope::StreamRead).new_work()]),
+    route("/v1/streams/{stream}/groups/{group}/members/{member}/heartbeat", POST, &[scoped("POST", Scope::StreamRead)]),
+    route("/v1/streams/{stream}/groups/{group}/members/{member}", DELETE, &[scoped("DELETE", Scope::StreamRead)]),
+    route(
+        "/v1/streams/{stream}/groups/{group}",
+        PUT_GET_DELETE,
+        &[
+            scoped("GET", Scope::StreamRead),
+            scoped("PUT", Scope::StreamWrite).new_work(),
+            scoped("DELETE", Scope::StreamWrite).new_work(),
+        ],
+    ),
+    route("/v1/streams/{stream}/groups", GET, &[scoped("GET", Scope::StreamRead).query(&["after", "limit"])]),
+    route(
+        "/v1/streams/{stream}",
+        PUT_GET_DELETE,
+        &[
+            scoped("GET", Scope::StreamRead),
+            scoped("PUT", Scope::StreamWrite).new_work(),
+            scoped("DELETE", Scope::StreamWrite).new_work(),
+        ],
+    ),
+    route("/v1/streams", GET, &[scoped("GET", Scope::StreamRead).query(&["after", "limit", "prefix"])]),
+    route("/v1/ingest/{stream}", POST, &[scoped("POST", Scope::StreamWrite).new_work()]),
+    route("/v1/query", POST, &[scoped("POST", Scope::Query).new_work()]),
+    route("/v1/query/resume", POST, &[scoped("POST", Scope::Query).new_work()]),
+    route("/v1/query/{cursor}", DELETE, &[scoped("DELETE", Scope::Query)]),
+    route("/v1/leases", GET, &[scoped("GET", Scope::Query)]),
+    route(
+        "/v1/config",
+        "GET, HEAD, PATCH, OPTIONS",
+        &[scoped("GET", Scope::Admin), scoped("PATCH", Scope::Admin).new_work()],
+    ),
+    route("/v1/limits", GET, &[rule("GET", Access::AnyToken)]),
+    route("/v1/version", GET, &[rule("GET", Access::AnyToken)]),
+    route("/healthz", GET, &[rule("GET", Access::Open)]),
+    route("/readyz", GET, &[rule("GET", Access::Open)]),
+    route("/metrics", GET, &[rule("GET", Access::Open)]),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_allow_says_is_what_the_rules_take() {
+        for route in ROUTES {
+            let told: Vec<&str> = route.allow.split(", ").collect();
+            assert!(told.contains(&"OPTIONS"), "{}", route.template);
+            for method in ["GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"] {
+                assert_eq!(route.rule(method).is_some(), told.contains(&method), "{} {method}", route.template);
+            }
+        }
+    }
+}
