@@ -1,6 +1,8 @@
 //! Change streams over a store in memory and a clock that moves only when told to: one test a promise.
 #![allow(clippy::unwrap_used, reason = "a test that finds no answer fails")]
 
+#[path = "cdc/fault.rs"]
+mod fault;
 #[path = "cdc/follow.rs"]
 mod follow;
 #[path = "cdc/identity.rs"]

@@ -78,7 +78,11 @@ impl World {
     }
 }
 
-fn service(clock: &Arc<ManualClock>, store: &Arc<MemoryStore>, settings: &Arc<SettingsCell>) -> StreamService {
+pub(crate) fn service<S: ChangeLog + MetaStore>(
+    clock: &Arc<ManualClock>,
+    store: &Arc<S>,
+    settings: &Arc<SettingsCell>,
+) -> StreamService {
     let clock = Arc::clone(clock) as Arc<dyn tidegate_core::Clock>;
     StreamService::new(StreamParts {
         log: Arc::clone(store) as Arc<dyn ChangeLog>,
