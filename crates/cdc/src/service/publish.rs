@@ -210,6 +210,7 @@ impl StreamService {
                 });
             }
             let count = kept.len() as u64;
+            let bytes = kept.iter().map(|one| one.record.bytes.len() as u64).sum();
             let batch = AppendBatch {
                 stream: handle.log_id.clone(),
                 partitions: by_partition(&kept, now),
@@ -237,6 +238,9 @@ impl StreamService {
                         }
                     }
                     let producer_seq = producer.as_ref().map(|(stamp, _)| stamp.seq);
+                    metrics::counter!("tidegate_stream_appended_records_total").increment(count);
+                    metrics::counter!("tidegate_stream_appended_bytes_total").increment(bytes);
+                    metrics::counter!("tidegate_stream_late_records_total").increment(late.len() as u64);
                     return Ok(Published { count, appended, duplicate: false, producer_seq, late });
                 }
                 AppendOutcome::StateMismatch { index: 0, .. } => self.core.refresh(handle).await?,

@@ -137,3 +137,81 @@ fn an_offset_beyond_the_tail_is_refused_with_the_bounds_and_one_at_it_is_the_tai
         assert_eq!(error.code(), "partition_not_found");
     });
 }
+
+#[test]
+fn each_partition_has_an_earliest_offset_of_its_own() {
+    block_on(async {
+        let world = World::new();
+        let retention = Retention { records: Some(2), ..Retention::default() };
+        world.create("s", StreamSpec { retention, ..spec(3) }).await;
+        for n in 0..5 {
+            world.publish("s", vec![placed(0, n)]).await;
+        }
+        world.publish("s", vec![placed(1, 5)]).await;
+        let described = world.streams.describe(&world.ann, &name("s")).await.unwrap();
+        let bounds: Vec<_> = described.partitions.iter().map(|one| (one.earliest.0, one.next.0)).collect();
+        assert_eq!(bounds, [(3, 5), (0, 1), (0, 0)]);
+    });
+}
+
+#[test]
+fn records_of_one_transaction_share_a_position_and_no_limit_loses_any() {
+    block_on(async {
+        let world = World::new();
+        world.create("s", spec(1)).await;
+        let origin = |index| Origin {
+            position: tidegate_core::position::SourcePosition("0/16B3748".into()),
+            transaction: "9".into(),
+            index,
+        };
+        let batch = (0..10).map(|index| NewRecord { source: Some(origin(index)), ..message(index) }).collect();
+        world.publish("s", batch).await;
+        for limit in 1..=11 {
+            let read = world.streams.read(&world.ann, &name("s"), Selection::All, ReadFrom::Earliest, false).await;
+            let mut reader = read.unwrap();
+            let mut seen = 0;
+            while let Some(segment) = reader.next(ReadBounds { records: limit, bytes: u64::MAX }).await.unwrap() {
+                assert!(segment.items().len() <= limit as usize);
+                seen += segment.items().len();
+            }
+            assert_eq!(seen, 10, "by {limit}");
+        }
+    });
+}
+
+#[test]
+fn the_collection_is_part_of_the_key_that_compaction_goes_by() {
+    block_on(async {
+        let world = World::new();
+        world.create("s", StreamSpec { compact_by_key: true, ..spec(1) }).await;
+        let of = |collection: &str, value| NewRecord { collection: Some(collection.into()), ..keyed("1", value) };
+        for round in 0..4 {
+            world.publish("s", vec![of("users", round), of("orders", round + 10)]).await;
+        }
+        world.publish("s", vec![message(99)]).await;
+        world.store.maintain(world.clock_time());
+        let values = world.values("s", Selection::All).await;
+        for kept in ["3", "13", "99"] {
+            assert!(values.contains(&kept.to_owned()), "{kept} in {values:?}");
+        }
+        let lines = world.lines("s", Selection::All, ReadFrom::Offset(Offset(0))).await;
+        assert!(lines.iter().any(|line| line.contains(r#""reason":"compaction""#)), "{lines:?}");
+    });
+}
+
+#[test]
+fn a_wall_clock_that_jumps_moves_no_offset_and_no_order() {
+    block_on(async {
+        let world = World::new();
+        world.create("s", spec(1)).await;
+        for (n, wall_ms) in [5_000, 1_000, 9_000, 0, 9_000].into_iter().enumerate() {
+            world.clock.step_wall_clock(Timestamp::from_unix_ms(wall_ms));
+            let published = world.publish("s", vec![message(n)]).await;
+            assert_eq!(published.appended[0].base, Offset(n as u64));
+        }
+        let lines = world.lines("s", Selection::All, ReadFrom::Earliest).await;
+        let times: Vec<String> = lines.iter().map(|line| document(line)["record"]["append_time"].to_string()).collect();
+        assert!(times.is_sorted(), "an append time never goes back: {times:?}");
+        assert_eq!(world.values("s", Selection::All).await, ["0", "1", "2", "3", "4"]);
+    });
+}
