@@ -80,31 +80,49 @@ impl From<BodyError> for Problem {
 }
 
 /// Reads a body whole. Memory: at most `limits.body_max_bytes` and one frame.
-pub(crate) async fn read_whole(mut body: Body, settings: &Settings, clock: &dyn Clock) -> Result<Bytes, BodyError> {
-    let limit_bytes = settings.limits_body_max_bytes();
+pub(crate) async fn read_whole(body: Body, settings: &Settings, clock: &dyn Clock) -> Result<Bytes, BodyError> {
+    read_within(body, settings.limits_body_max_bytes(), settings.limits_body_timeout_ms(), clock).await
+}
+
+/// Reads a body whole within a bound and a time. A body that came in one piece is not copied.
+pub(crate) async fn read_within(
+    mut body: Body,
+    limit_bytes: u64,
+    limit_ms: u64,
+    clock: &dyn Clock,
+) -> Result<Bytes, BodyError> {
     let too_large = BodyError::TooLarge { limit_bytes };
     // A Content-Length beyond the bound is refused before its first byte is asked for.
     if body.size_hint().lower() > limit_bytes {
         return Err(too_large);
     }
-    let limit_ms = settings.limits_body_timeout_ms();
     let deadline = clock.now().after(Duration::from_millis(limit_ms));
-    let mut whole = BytesMut::new();
     let read = async {
+        let mut first = Bytes::new();
+        let mut whole = BytesMut::new();
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame.map_err(|_| BodyError::Incomplete)?.into_data() else { continue };
-            if (whole.len() + data.len()) as u64 > limit_bytes {
+            if (first.len().max(whole.len()) + data.len()) as u64 > limit_bytes {
                 return Err(too_large);
+            }
+            if first.is_empty() && whole.is_empty() {
+                first = data;
+                continue;
+            }
+            if whole.is_empty() {
+                whole.extend_from_slice(&first);
+                first = Bytes::new();
             }
             whole.extend_from_slice(&data);
         }
-        Ok(())
+        Ok(if whole.is_empty() { first } else { whole.freeze() })
     };
     tokio::select! {
-        done = read => done?,
-        () = clock.sleep_until(deadline) => return Err(BodyError::Timeout { limit_ms }),
+        // First, so that a body that is there already costs no timer.
+        biased;
+        done = read => done,
+        () = clock.sleep_until(deadline) => Err(BodyError::Timeout { limit_ms }),
     }
-    Ok(whole.freeze())
 }
 
 /// The stream ended without its end line: the connection must break, so that nobody takes the part for the whole.

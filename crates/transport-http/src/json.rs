@@ -163,13 +163,13 @@ fn type_of(raw: &RawValue) -> &'static str {
 }
 
 /// The line and column, from 1, of what follows `before`. Columns count bytes, as the JSON parser does.
-fn place(before: &[u8]) -> (usize, usize) {
+pub(crate) fn place(before: &[u8]) -> (usize, usize) {
     let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
     let column = before.iter().rev().take_while(|byte| **byte != b'\n').count() + 1;
     (line, column)
 }
 
-fn malformed(error: &serde_json::Error, (line, before): (usize, usize)) -> JsonError {
+pub(crate) fn malformed(error: &serde_json::Error, (line, before): (usize, usize)) -> JsonError {
     let column = if error.line() == 1 { before + error.column() } else { error.column() };
     let what = error.to_string();
     // The parser appends the place, which is relative to the piece that it read.

@@ -8,6 +8,7 @@ mod gate;
 pub mod json;
 mod parameter;
 pub mod problem;
+mod record;
 mod route;
 pub mod server;
 mod service;
