@@ -5,6 +5,7 @@
 pub mod durable;
 pub mod error;
 mod feed;
+pub mod group;
 mod handle;
 mod key;
 mod late;
