@@ -10,12 +10,19 @@ use reqwest::Url;
 use crate::config::{Flags, Secret, SourceSpec};
 use crate::output::Format;
 
+mod command;
 mod config_check;
+mod group;
 mod query;
 mod report;
+mod stream;
+mod top;
 
+pub use group::{ConsumeArgs, CreateGroupArgs, GroupCommand, GroupSpecArgs, SeekArgs};
 pub use query::run as run_query;
 pub(crate) use report::failure as report_error;
+pub use stream::{CreateArgs, PublishArgs, StreamCommand, TailArgs};
+pub use top::TopArgs;
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +117,20 @@ pub enum Command {
     Demo(DemoArgs),
     /// Run a query at a server and print its rows. Goes on by itself when the connection drops.
     Query(QueryArgs),
+    /// Change streams: list, create, show, remove, publish to and tail them.
+    Stream {
+        /// What to do.
+        #[command(subcommand)]
+        command: StreamCommand,
+    },
+    /// Consumer groups: list, create, show, remove, move and read in them.
+    Group {
+        /// What to do.
+        #[command(subcommand)]
+        command: GroupCommand,
+    },
+    /// Watch streams and groups live: rates, members, lag.
+    Top(TopArgs),
     /// Look into configurations.
     Config {
         /// What to do.
@@ -269,6 +290,9 @@ pub fn run(cli: Cli) -> Exit {
         Command::Serve(args) => crate::serve::run(&args),
         Command::Demo(args) => crate::demo::run(&args, json),
         Command::Query(args) => query::run(&cli.client, &args),
+        Command::Stream { command } => stream::run(&cli.client, &command),
+        Command::Group { command } => group::run(&cli.client, &command),
+        Command::Top(args) => top::run(&cli.client, &args),
         Command::Config { command: ConfigCommand::Check { file, insecure } } => {
             config_check::run(&file, insecure, json)
         }

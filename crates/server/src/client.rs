@@ -25,6 +25,7 @@ mod stream;
 mod tail;
 
 pub use admin::{Page, Seek};
+pub(crate) use document::printable;
 pub use document::{Column, EndLine, ErrorLine, OpenLine, Problem};
 pub use error::{ClientError, Interruption, SetupError};
 pub use line::{LineError, LineReader};
@@ -176,6 +177,12 @@ impl Client {
         } else {
             Err(ClientError::Refused(Box::new(document::problem(answer).await)))
         }
+    }
+
+    /// Where the server is.
+    #[must_use]
+    pub fn base(&self) -> &Url {
+        &self.base
     }
 
     fn endpoint(&self, path: &str) -> Url {

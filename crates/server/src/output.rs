@@ -1,4 +1,4 @@
-//! Rows on their way to a person or a file: table, CSV or NDJSON. Memory is bounded by one page of rows, whatever the
+//! Rows and records on their way to a person or a file: table, CSV or NDJSON. Memory is bounded by one page of rows, whatever the
 //! length of the result; nothing here waits for the network.
 
 use std::io;
@@ -7,11 +7,15 @@ use crate::client::{Column, OpenLine, RowShape, Summary};
 
 mod cell;
 mod csv;
+mod grid;
 mod ndjson;
+mod record;
 mod table;
 
 pub use self::csv::CsvOutput;
+pub use self::grid::grid;
 pub use self::ndjson::NdjsonOutput;
+pub use self::record::{RecordOutput, gap_line};
 pub use self::table::TableOutput;
 
 /// How rows are written.

@@ -97,7 +97,7 @@ fn fit(mut widths: Vec<u16>, terminal: Option<u16>) -> Vec<u16> {
 const KEPT_CHARS: usize = 4 * WIDTH_MAX as usize;
 
 /// One line, in which nothing commands the terminal, of bounded length.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     let mut shown = String::new();
     for c in text.chars().take(KEPT_CHARS) {
         if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
