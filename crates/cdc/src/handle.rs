@@ -21,6 +21,7 @@ use tidegate_core::position::{Offset, Partition};
 use tidegate_frame::envelope::{self, Kind};
 use tokio::sync::watch;
 
+use crate::durable::Access;
 use crate::error::{ReadError, StoreError, StreamError};
 use crate::feed::Feeds;
 use crate::key::{self, Incarnation};
@@ -47,6 +48,9 @@ pub(crate) struct Known<T> {
     pub(crate) revision: Option<Revision>,
 }
 
+/// A producer's state behind its lock; `None` = not read yet.
+pub(crate) type ProducerSlot = Arc<tokio::sync::Mutex<Option<Known<Option<ProducerState>>>>>;
+
 /// A stream's watermarks, loaded when first needed; used by one publisher at a time.
 pub(crate) type Watermarks = Vec<Option<Known<Option<Timestamp>>>>;
 
@@ -61,13 +65,17 @@ pub(crate) struct StreamHandle {
     removed: AtomicBool,
     /// Counts requests without keys, which go to the partitions in turn.
     pub(crate) turn: AtomicU32,
-    /// One lock a producer: its appends are decided one after the other. `None` = not read yet.
-    pub(crate) producers: Mutex<LruCache<Box<str>, Arc<tokio::sync::Mutex<Option<Known<Option<ProducerState>>>>>>>,
+    /// One lock a producer: its appends are decided one after the other.
+    pub(crate) producers: Mutex<LruCache<Box<str>, ProducerSlot>>,
     /// Counts producers that were not known, and where the last look for those that can be forgotten ended.
     pub(crate) new_producers: AtomicU32,
     pub(crate) swept_to: Mutex<Option<Bytes>>,
     /// Held by a publisher to a stream that drops late records: each must see what the one before it did.
     pub(crate) watermarks: tokio::sync::Mutex<Watermarks>,
+    /// Held by a writer that gives a sequence (`Stream-Seq`): each must see what the one before it did.
+    pub(crate) writer_seq: tokio::sync::Mutex<Option<Known<Option<Box<str>>>>>,
+    /// When the stream was last used.
+    pub(crate) access: Access,
     changed: watch::Sender<u64>,
     pumping: Mutex<bool>,
     pub(crate) feeds: Feeds,
@@ -88,6 +96,8 @@ impl StreamHandle {
             new_producers: AtomicU32::new(0),
             swept_to: Mutex::new(None),
             watermarks: tokio::sync::Mutex::new(Vec::new()),
+            writer_seq: tokio::sync::Mutex::new(None),
+            access: Access::default(),
             changed: watch::Sender::new(0),
             pumping: Mutex::new(false),
             feeds: Feeds::default(),
@@ -165,6 +175,12 @@ impl StreamHandle {
             }
         }
         Ok(bounds)
+    }
+
+    /// The offset that the next record of the first partition gets.
+    pub(crate) async fn tail(&self) -> Result<Offset, StreamError> {
+        let bounds = self.core.log.bounds(&self.log_id).await.map_err(StoreError::from)?;
+        bounds.first().map(|bounds| bounds.next).ok_or_else(|| self.not_found())
     }
 
     fn bounds_boxed(&self) -> BoxFuture<'_, Result<Vec<PartitionBounds>, StreamError>> {
@@ -297,7 +313,8 @@ impl StreamHandle {
         self.changed.receiver_count()
     }
 
-    fn wake(&self) {
+    /// Wakes who follows or waits: something about the stream changed.
+    pub(crate) fn wake(&self) {
         self.changed.send_modify(|version| *version = version.wrapping_add(1));
     }
 

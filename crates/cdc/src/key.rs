@@ -11,13 +11,18 @@ use tidegate_core::position::Partition;
 /// One life of a stream: 128 random bits, drawn when it is created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Incarnation(pub [u8; 16]);
+pub(crate) struct Incarnation(pub(crate) [u8; 16]);
 
 /// The key of a stream's own entry.
 pub(crate) fn stream(id: &StreamId) -> Bytes {
     let mut key = streams_of(&id.tenant);
     key.put_slice(id.stream.as_str().as_bytes());
     key.freeze()
+}
+
+/// What the keys of all tenants' streams begin with.
+pub(crate) fn all_streams() -> Bytes {
+    Bytes::from_static(b"s\0")
 }
 
 /// What the keys of a tenant's streams begin with.
@@ -61,6 +66,16 @@ pub(crate) fn watermark(incarnation: Incarnation, partition: Partition) -> Bytes
     let mut key = part(incarnation, b'w');
     key.put_u32(partition.0);
     key.freeze()
+}
+
+/// When a stream with a time to live was last used.
+pub(crate) fn access(incarnation: Incarnation) -> Bytes {
+    part(incarnation, b'a').freeze()
+}
+
+/// The last writer's sequence (`Stream-Seq`).
+pub(crate) fn writer_seq(incarnation: Incarnation) -> Bytes {
+    part(incarnation, b's').freeze()
 }
 
 /// What the keys of a group begin with; its cells follow.

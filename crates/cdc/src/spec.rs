@@ -35,7 +35,7 @@ pub struct StreamSpec {
 }
 
 /// The most bytes of a description.
-pub const DESCRIPTION_MAX_BYTES: usize = 4_096;
+pub(crate) const DESCRIPTION_MAX_BYTES: usize = 4_096;
 
 impl Default for StreamSpec {
     fn default() -> Self {
