@@ -14,6 +14,7 @@ pub mod postgres;
 pub mod query_source_suite;
 pub mod scripted;
 pub mod sink;
+pub mod store_suite;
 pub mod wait;
 
 pub use audit::{FailingAudit, MemoryAudit};
@@ -27,4 +28,5 @@ pub use postgres::PostgresServer;
 pub use query_source_suite::QuerySourceWorld;
 pub use scripted::{Gate, Script, ScriptedSource};
 pub use sink::{CollectHandle, CollectSink, collect_sink};
+pub use store_suite::StoreWorld;
 pub use wait::{block_on, within};
