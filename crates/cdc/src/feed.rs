@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tidegate_core::port::ReadBounds;
 use tidegate_core::position::{Offset, Partition};
 
+use crate::durable::MessageKind;
 use crate::error::ReadError;
 use crate::handle::StreamHandle;
 use crate::merge::read_merged;
@@ -46,12 +47,13 @@ pub struct Segment {
     bytes: u64,
     ndjson: OnceLock<Bytes>,
     sse: OnceLock<Bytes>,
+    durable: OnceLock<Bytes>,
 }
 
 impl Segment {
     pub(crate) fn new(start: Vec<Offset>, end: Vec<Offset>, items: Vec<Item>) -> Self {
         let bytes = items.iter().map(item_bytes).sum();
-        Self { start, end, items, bytes, ndjson: OnceLock::new(), sse: OnceLock::new() }
+        Self { start, end, items, bytes, ndjson: OnceLock::new(), sse: OnceLock::new(), durable: OnceLock::new() }
     }
 
     /// What is in it, in order.
@@ -70,6 +72,19 @@ impl Segment {
     #[must_use]
     pub fn sse(&self) -> Bytes {
         self.sse.get_or_init(|| render::sse(&self.items)).clone()
+    }
+
+    /// Its records as one `data` event of the Durable Streams protocol, empty where it has none. Rendered once, shared after
+    /// that: `kind` is always that of the stream.
+    #[must_use]
+    pub fn durable_sse(&self, kind: MessageKind) -> Bytes {
+        self.durable.get_or_init(|| crate::durable::event(&self.items, kind)).clone()
+    }
+
+    /// The offset after it, of a segment of one partition.
+    #[must_use]
+    pub fn next(&self) -> Offset {
+        self.end.first().copied().unwrap_or(Offset::ZERO)
     }
 
     /// Where one goes on after it, by partition.

@@ -134,11 +134,27 @@ impl StreamHandle {
     /// nothing is written into a stream that was removed, made again or closed meanwhile.
     pub(crate) fn unchanged(&self) -> CompareAndSwap {
         let revision = self.known.read().1;
+        self.unchanged_at(revision)
+    }
+
+    /// The same of the state that was decided on, where more was read of it than its revision.
+    pub(crate) fn unchanged_at(&self, revision: Revision) -> CompareAndSwap {
         CompareAndSwap { key: self.key.clone(), expected: Some(revision), swap: Swap::Check }
+    }
+
+    /// The change of the stream's entry, as it was at `revision`, to `meta`.
+    pub(crate) fn change_at(&self, revision: Revision, meta: &StreamMeta) -> CompareAndSwap {
+        let value = seal(Kind::Stream, StreamMeta::SCHEMA_VERSION, meta);
+        CompareAndSwap { key: self.key.clone(), expected: Some(revision), swap: Swap::Put(value) }
     }
 
     pub(crate) fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Acquire)
+    }
+
+    /// Whether the stream was deleted, and is kept for others that were forked from it.
+    pub(crate) fn is_hidden(&self) -> bool {
+        self.known.read().0.durable.as_ref().is_some_and(|durable| durable.soft_deleted)
     }
 
     /// The stream is no more: whoever follows it is told.

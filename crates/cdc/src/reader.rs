@@ -7,7 +7,7 @@ use tidegate_core::position::{Offset, Partition};
 use tidegate_lease::capacity::Slot;
 use tokio::sync::watch;
 
-use crate::error::ReadError;
+use crate::error::{ReadError, StreamError};
 use crate::feed::{Feed, Segment, Selection};
 use crate::handle::StreamHandle;
 use crate::merge::read_merged;
@@ -44,6 +44,9 @@ impl StreamReader {
     pub async fn next(&mut self, bounds: ReadBounds) -> Result<Option<Arc<Segment>>, ReadError> {
         if self.handle.is_removed() {
             return Err(self.handle.not_found().into());
+        }
+        if self.handle.is_hidden() {
+            return Err(StreamError::Gone { name: self.handle.id.stream.clone() }.into());
         }
         // Seen from here on: what comes during the read wakes the wait after it.
         if let Some(changed) = &mut self.changed {

@@ -3,6 +3,7 @@
 
 mod create;
 mod publish;
+mod remove;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -13,8 +14,7 @@ use parking_lot::Mutex;
 use tidegate_core::id::Name;
 use tidegate_core::limit::Limit;
 use tidegate_core::port::{
-    ChangeLog, CompareAndSwap, Durability, Entropy, MetaRange, MetaStore, PartitionBounds, StreamId, Swap, SwapOutcome,
-    Trim,
+    ChangeLog, CompareAndSwap, Durability, Entropy, MetaRange, MetaStore, PartitionBounds, StreamId, Swap, Trim,
 };
 use tidegate_core::position::Offset;
 use tidegate_core::principal::{Owner, Principal};
@@ -33,6 +33,8 @@ use crate::reader::StreamReader;
 use crate::spec::{StreamMeta, StreamSpec};
 
 pub use create::CreatedStream;
+pub(crate) use create::draw;
+pub(crate) use publish::Extra;
 pub use publish::{LateRecord, PublishRequest, Published};
 
 /// Streams that are kept open at one time; beyond it the one that was used least lately is read again when needed.
@@ -274,9 +276,7 @@ impl StreamService {
 
     pub(crate) async fn handle(&self, principal: &Principal, name: &Name) -> Result<Arc<StreamHandle>, StreamError> {
         let handle = self.core.find(&Self::id(&principal.owner, name)?).await?;
-        if handle.meta().durable.as_ref().is_some_and(|durable| durable.soft_deleted) {
-            return Err(StreamError::Gone { name: name.clone() });
-        }
+        self.check_life(&handle).await?;
         Ok(handle)
     }
 
@@ -376,43 +376,6 @@ impl StreamService {
         self.remove(&handle).await
     }
 
-    pub(crate) async fn remove(&self, handle: &Arc<StreamHandle>) -> Result<(), StreamError> {
-        for _ in 0..ATTEMPTS_MAX {
-            let (meta, revision) = handle.known();
-            let mut removing = (*meta).clone();
-            removing.removing = true;
-            let value = crate::handle::seal(Kind::Stream, StreamMeta::SCHEMA_VERSION, &removing);
-            let swap =
-                CompareAndSwap { key: key::stream(&handle.id), expected: Some(revision), swap: Swap::Put(value) };
-            let outcome = self.core.meta.compare_and_swap(vec![swap], self.core.durability).await;
-            match outcome.map_err(StoreError::from)? {
-                SwapOutcome::Swapped(revisions) => {
-                    self.core.drop_handle(handle);
-                    let revision = revisions.first().copied();
-                    self.clear_away(&handle.id, &removing, revision).await?;
-                    return Ok(());
-                }
-                SwapOutcome::Mismatch { .. } => self.core.refresh(handle).await?,
-            }
-        }
-        Err(StoreError::Contended.into())
-    }
-
-    /// Clears away what is left of a stream that is marked as being removed. It may be done again after a crash.
-    pub(crate) async fn clear_away(
-        &self,
-        id: &StreamId,
-        meta: &StreamMeta,
-        revision: Option<tidegate_core::port::Revision>,
-    ) -> Result<(), StoreError> {
-        self.core.log.trim(&crate::handle::log_id(id, meta.incarnation), Trim::Stream).await?;
-        self.core.remove_entries(key::life(meta.incarnation).freeze()).await?;
-        let swap = CompareAndSwap { key: key::stream(id), expected: revision, swap: Swap::Delete };
-        // A mismatch: somebody else cleared it away.
-        self.core.meta.compare_and_swap(vec![swap], self.core.durability).await?;
-        Ok(())
-    }
-
     /// Forgets the records of a partition before an offset. Readers there get a gap with the reason `trim`.
     pub async fn trim(
         &self,
@@ -443,6 +406,7 @@ impl StreamService {
         follow: bool,
     ) -> Result<StreamReader, ReadError> {
         let handle = self.handle(principal, name).await?;
+        handle.touch();
         let slot = if follow { Some(self.core.tail_slot(&principal.owner)?) } else { None };
         if let Selection::One(partition) = selection {
             handle.check_partition(partition)?;

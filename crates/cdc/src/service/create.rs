@@ -1,8 +1,13 @@
 //! Making a stream: the log first, then the entry that makes it known. Of creations at the same moment one wins, and the others
 //! take back only what is their own.
 
+use tidegate_core::Timestamp;
 use tidegate_core::id::Name;
-use tidegate_core::port::{CompareAndSwap, Entropy, Revision, StreamId, Swap, SwapOutcome, Trim};
+use tidegate_core::port::{
+    AppendBatch, AppendOutcome, AppendRecord, CompareAndSwap, Entropy, PartitionAppend, StreamId, Swap, SwapOutcome,
+    Trim,
+};
+use tidegate_core::position::Partition;
 use tidegate_core::principal::Principal;
 use tidegate_frame::envelope::Kind;
 
@@ -50,7 +55,7 @@ impl StreamService {
                     let incarnation = draw(self.core.entropy.as_ref())?;
                     let now = self.core.clock.timestamp();
                     let meta = StreamMeta::new(spec, incarnation, now, settings.limits_tombstone_grace_ms());
-                    if self.establish(&id, &meta, Vec::new()).await?.is_some() {
+                    if self.establish(&id, &meta, Vec::new(), Vec::new()).await? {
                         return Ok(CreatedStream::New);
                     }
                 }
@@ -59,27 +64,37 @@ impl StreamService {
         Err(StreamError::from(StoreError::Contended).into())
     }
 
-    /// Makes the log of a stream and its entry. `None`: somebody else was quicker, or one of `conditions` does not hold.
+    /// Makes the log of a stream with its first records, and its entry. `false`: somebody else was quicker, or one of
+    /// `conditions` does not hold.
     pub(crate) async fn establish(
         &self,
         id: &StreamId,
         meta: &StreamMeta,
         conditions: Vec<CompareAndSwap>,
-    ) -> Result<Option<Revision>, StreamError> {
+        records: Vec<AppendRecord>,
+    ) -> Result<bool, StreamError> {
         let log_id = log_id(id, meta.incarnation);
         // The name in the log is new with each attempt, so it cannot be there. A crash before the entry is written leaves a
         // log without records that nobody knows: some hundred bytes.
         self.core.log.create(&log_id, &meta.log_spec()).await.map_err(StoreError::from)?;
         let value = seal(Kind::Stream, StreamMeta::SCHEMA_VERSION, meta);
-        let mut swaps = vec![CompareAndSwap { key: key::stream(id), expected: None, swap: Swap::Put(value) }];
-        swaps.extend(conditions);
-        match self.core.meta.compare_and_swap(swaps, self.core.durability).await.map_err(StoreError::from)? {
-            SwapOutcome::Swapped(revisions) => Ok(revisions.first().copied()),
-            SwapOutcome::Mismatch { .. } => {
-                self.core.log.trim(&log_id, Trim::Stream).await.map_err(StoreError::from)?;
-                Ok(None)
-            }
+        let mut state = vec![CompareAndSwap { key: key::stream(id), expected: None, swap: Swap::Put(value) }];
+        state.extend(conditions);
+        let made = if records.is_empty() {
+            let outcome = self.core.meta.compare_and_swap(state, self.core.durability).await;
+            matches!(outcome.map_err(StoreError::from)?, SwapOutcome::Swapped(_))
+        } else {
+            let append_time = Timestamp::from_unix_ms(meta.created_at_ms);
+            let append = PartitionAppend { partition: Partition(0), expected_next: None, records, append_time };
+            let durability = self.core.durability;
+            let batch = AppendBatch { stream: log_id.clone(), partitions: vec![append], state, durability };
+            let outcome = self.core.log.append(batch).await;
+            matches!(outcome.map_err(StoreError::from)?, AppendOutcome::Appended(_))
+        };
+        if !made {
+            self.core.log.trim(&log_id, Trim::Stream).await.map_err(StoreError::from)?;
         }
+        Ok(made)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Appending records: checked whole, decided by the producer's and the late records' rules, then one atomic append that carries
 //! what must not drift from it. A request is all or nothing.
 
+mod extra;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,7 +17,11 @@ use tidegate_core::position::{Offset, Partition};
 use tidegate_core::principal::Principal;
 use tidegate_frame::envelope::Kind;
 
+pub(crate) use extra::Extra;
+use extra::Sizes;
+
 use super::{ATTEMPTS_MAX, SCAN_PAGE, StreamService};
+use crate::durable::{DurableMeta, MessageKind};
 use crate::error::{PublishError, StoreError, StreamError};
 use crate::handle::{Known, PRODUCERS_CACHED, StoredWatermark, StreamHandle, Watermarks, seal, unseal};
 use crate::key;
@@ -23,7 +29,7 @@ use crate::late::{advance, is_late};
 use crate::partition::partition_of_key;
 use crate::producer::{self, Decision, PRODUCER_ID_MAX_BYTES, ProducerStamp, ProducerState, Remembered};
 use crate::record::NewRecord;
-use crate::spec::LatePolicy;
+use crate::spec::{LatePolicy, StreamMeta};
 
 /// Records to append.
 #[derive(Debug, Clone)]
@@ -85,7 +91,30 @@ impl StreamService {
         let placed = self.place(&handle, &request.records)?;
         let producer = request.producer;
         drop(request.records);
-        self.append(&handle, placed, producer).await
+        let published = self.append(&handle, placed, producer, Extra::default()).await?;
+        handle.touch();
+        Ok(published)
+    }
+
+    /// Appends records of a stream with one partition as they are.
+    pub(crate) async fn append_records(
+        &self,
+        handle: &Arc<StreamHandle>,
+        records: Vec<AppendRecord>,
+        producer: Option<ProducerStamp>,
+        extra: Extra<'_>,
+    ) -> Result<Published, PublishError> {
+        let placed = records.into_iter().enumerate();
+        let placed = placed.map(|(index, record)| Placed { index, partition: Partition(0), event_time: None, record });
+        self.append(handle, placed.collect(), producer, extra).await
+    }
+
+    /// Whether records may be appended together.
+    pub(crate) fn check_sizes(&self, records: &[AppendRecord]) -> Result<(), PublishError> {
+        let settings = self.core.settings.freeze();
+        let mut sizes = Sizes::new(&settings, records.len())?;
+        records.iter().try_for_each(|record| sizes.add(record))?;
+        sizes.check()
     }
 
     /// Checks the records, and says where each goes.
@@ -94,15 +123,15 @@ impl StreamService {
         if records.is_empty() {
             return Err(PublishError::Empty);
         }
-        if records.len() as u64 > settings.limits_batch_max_records() {
-            let limit = settings.limits_batch_max_records();
-            return Err(PublishError::TooManyRecords { records: records.len() as u64, limit });
-        }
+        let mut sizes = Sizes::new(&settings, records.len())?;
         let meta = handle.meta();
+        if let Some(durable) = meta.durable.as_ref().filter(|durable| durable.kind() != MessageKind::Json) {
+            let expected = durable.content_type.clone();
+            return Err(PublishError::ContentType { expected, given: crate::durable::JSON.into() });
+        }
         let partitions = meta.partitions;
         // Records without a key stay together, so that their order holds; requests go round.
         let turn = Partition(handle.turn.fetch_add(1, Ordering::Relaxed) % partitions);
-        let mut whole = 0_u64;
         let mut placed = Vec::with_capacity(records.len());
         for (index, record) in records.iter().enumerate() {
             let partition = match (record.partition, &record.key) {
@@ -112,19 +141,10 @@ impl StreamService {
             };
             handle.check_partition(partition)?;
             let stored = record.to_append(meta.tombstone_grace_ms.is_some());
-            let bytes = stored.bytes.len() as u64;
-            if bytes > settings.limits_record_max_bytes() {
-                let limit_bytes = settings.limits_record_max_bytes();
-                return Err(PublishError::RecordTooLarge { index, bytes, limit_bytes });
-            }
-            whole += bytes;
+            sizes.add(&stored)?;
             placed.push(Placed { index, partition, event_time: record.event_time, record: stored });
         }
-        // What the request's body was bounded by, with room for what each record gets on top.
-        let limit_bytes = settings.limits_batch_max_bytes() + 256 * records.len() as u64;
-        if whole > limit_bytes {
-            return Err(PublishError::TooManyBytes { bytes: whole, limit_bytes });
-        }
+        sizes.check()?;
         Ok(placed)
     }
 
@@ -133,12 +153,13 @@ impl StreamService {
         handle: &Arc<StreamHandle>,
         placed: Vec<Placed>,
         stamp: Option<ProducerStamp>,
+        extra: Extra<'_>,
     ) -> Result<Published, PublishError> {
         if handle.meta().late == LatePolicy::Drop {
             let mut watermarks = handle.watermarks.lock().await;
-            return self.append_as(handle, placed, stamp, Some(&mut watermarks)).await;
+            return self.append_as(handle, placed, stamp, Some(&mut watermarks), extra).await;
         }
-        self.append_as(handle, placed, stamp, None).await
+        self.append_as(handle, placed, stamp, None, extra).await
     }
 
     async fn append_as(
@@ -147,9 +168,10 @@ impl StreamService {
         placed: Vec<Placed>,
         stamp: Option<ProducerStamp>,
         watermarks: Option<&mut Watermarks>,
+        extra: Extra<'_>,
     ) -> Result<Published, PublishError> {
         let Some(stamp) = stamp else {
-            return self.attempts(handle, &placed, None, watermarks).await;
+            return self.attempts(handle, &placed, None, watermarks, extra).await;
         };
         if stamp.id.is_empty() || stamp.id.len() > PRODUCER_ID_MAX_BYTES {
             return Err(PublishError::ProducerId);
@@ -163,7 +185,7 @@ impl StreamService {
             slot
         };
         let mut state = slot.lock().await;
-        self.attempts(handle, &placed, Some((&stamp, &mut state)), watermarks).await
+        self.attempts(handle, &placed, Some((&stamp, &mut state)), watermarks, extra).await
     }
 
     /// Decides and appends, again while others change what was decided on.
@@ -173,6 +195,7 @@ impl StreamService {
         placed: &[Placed],
         mut producer: Option<(&ProducerStamp, &mut Option<Known<Option<ProducerState>>>)>,
         mut watermarks: Option<&mut Watermarks>,
+        mut extra: Extra<'_>,
     ) -> Result<Published, PublishError> {
         for _ in 0..ATTEMPTS_MAX {
             let now = self.core.clock.timestamp();
@@ -189,7 +212,18 @@ impl StreamService {
                 self.load_watermarks(handle, placed, watermarks).await?;
             }
             let (kept, late) = split_late(placed, watermarks.as_deref());
-            let mut state = vec![handle.unchanged()];
+            let (meta, revision) = handle.known();
+            if meta.durable.as_ref().is_some_and(|durable| durable.closed) {
+                // To close what is closed is nothing new, unless a producer counts it.
+                if extra.close && placed.is_empty() && producer.is_none() {
+                    return Ok(Published::default());
+                }
+                return Err(PublishError::Closed { tail: handle.tail().await? });
+            }
+            let guard =
+                if extra.close { handle.change_at(revision, &closed(&meta)) } else { handle.unchanged_at(revision) };
+            let mut state = vec![guard];
+            state.extend(extra.advance_writer(handle, self.core.meta.as_ref()).await?);
             if let Some((stamp, known)) = &producer {
                 let before = known.as_ref().and_then(|known| known.value.as_ref());
                 let made = Remembered { seq: stamp.seq, count: kept.len() as u64, places: Vec::new() };
@@ -218,19 +252,26 @@ impl StreamService {
                 durability: self.core.durability,
             };
             // Every record was late and nobody's sequence has to be kept: there is nothing to append.
-            if batch.partitions.is_empty() && producer.is_none() {
+            if batch.partitions.is_empty() && producer.is_none() && !extra.changes() {
                 return Ok(Published { late, ..Published::default() });
             }
             let outcome = self.core.log.append(batch).await;
             if outcome.is_err() {
                 // It may have happened: what is known is read again before the next decision.
                 forget(&mut producer, &mut watermarks);
+                extra.forget();
             }
             match outcome.map_err(StoreError::from)? {
                 AppendOutcome::Appended(appended) => {
                     // The revision that the append gave the entry is not told: it is read when next needed.
                     if let Some((_, known)) = &mut producer {
                         **known = None;
+                    }
+                    extra.forget();
+                    if extra.close {
+                        // Seen before it is answered, by who reads and by who follows.
+                        self.core.refresh(handle).await?;
+                        handle.wake();
                     }
                     if let Some(watermarks) = &mut watermarks {
                         for (partition, _) in &advanced {
@@ -246,6 +287,7 @@ impl StreamService {
                 AppendOutcome::StateMismatch { index: 0, .. } => self.core.refresh(handle).await?,
                 AppendOutcome::StateMismatch { .. } | AppendOutcome::OffsetMismatch { .. } => {
                     forget(&mut producer, &mut watermarks);
+                    extra.forget();
                 }
                 AppendOutcome::NoSuchPartition(partition) => {
                     self.core.refresh(handle).await?;
@@ -324,6 +366,13 @@ impl StreamService {
         }
         Ok(())
     }
+}
+
+/// What is stored of a stream that takes nothing more.
+fn closed(meta: &StreamMeta) -> StreamMeta {
+    let mut meta = meta.clone();
+    meta.durable.get_or_insert_with(|| DurableMeta::new(crate::durable::JSON)).closed = true;
+    meta
 }
 
 /// What a producer's rules answer in place of an append.
