@@ -34,7 +34,7 @@ impl Server {
     #[must_use]
     pub fn tidegate(data: &Path) -> Self {
         let binary = binary();
-        let mut command = Command::new(&binary);
+        let mut command = dying_with_us(&binary);
         command.args(["serve", "--http", "127.0.0.1:0", "--data-dir"]).arg(data);
         let log = File::create(data.with_extension("log")).expect("a log beside the data");
         let mut child = command
@@ -59,7 +59,7 @@ impl Server {
     #[must_use]
     pub fn durable_streams(peers: &Path, data: &Path) -> Self {
         let port = free_port();
-        let mut command = Command::new(peers.join("bin/durable-streams-server"));
+        let mut command = dying_with_us(&peers.join("bin/durable-streams-server"));
         command.args(["--host", "127.0.0.1", "--port", &port.to_string(), "--data-dir"]).arg(data);
         Self::start("durable-streams", command, port, data)
     }
@@ -78,7 +78,7 @@ impl Server {
             data.join("store").display()
         );
         std::fs::write(&config, text).expect("a file");
-        let mut command = Command::new(peers.join("python/bin/nats-server"));
+        let mut command = dying_with_us(&peers.join("python/bin/nats-server"));
         command.arg("-c").arg(config);
         Self::start("nats-server", command, port, data)
     }
@@ -91,7 +91,7 @@ impl Server {
     pub fn redis(data: &Path) -> Self {
         let port = free_port();
         std::fs::create_dir_all(data).expect("a folder");
-        let mut command = Command::new("redis-server");
+        let mut command = dying_with_us(Path::new("redis-server"));
         command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--appendonly", "yes"]);
         command.args(["--appendfsync", "always", "--save", "", "--dir"]).arg(data);
         Self::start("redis-server", command, port, data)
@@ -104,7 +104,7 @@ impl Server {
     #[must_use]
     pub fn this_program(argument: &str, folder: &Path) -> Self {
         let port = free_port();
-        let mut command = Command::new(std::env::current_exe().expect("a program has a path"));
+        let mut command = dying_with_us(&std::env::current_exe().expect("a program has a path"));
         command.args([argument, &port.to_string()]);
         Self::start("bare", command, port, &folder.join(argument))
     }
@@ -223,6 +223,13 @@ pub fn files_and_bytes(folder: &Path) -> (u64, u64) {
         bytes += more_bytes;
     }
     (files, bytes)
+}
+
+/// A command whose process the kernel ends when this one ends, however it does: `setpriv` sets that and becomes the program.
+fn dying_with_us(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
 }
 
 fn free_port() -> u16 {
