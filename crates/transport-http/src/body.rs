@@ -1,6 +1,7 @@
 //! Bodies: requests read whole within a bound and a time, query streams written frame by frame. It never buffers more than
 //! the bound of the one and the present frame of the other.
 
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -122,6 +123,64 @@ pub(crate) async fn read_within(
         biased;
         done = read => done,
         () = clock.sleep_until(deadline) => Err(BodyError::Timeout { limit_ms }),
+    }
+}
+
+/// Marks an answer that goes on for as long as the client likes, and of which nothing is left to say to a client that takes nothing
+/// for `stream.idle_timeout_ms`. Taken off before the answer is sent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EndlessAnswer;
+
+/// Pieces of bytes as an HTTP body, encoded if asked for, each flushed as soon as it is there.
+pub(crate) struct PieceBody<S> {
+    pieces: Pin<Box<S>>,
+    rest: Bytes,
+    encoder: Option<Encoder>,
+    ended: bool,
+}
+
+impl<S> PieceBody<S> {
+    pub(crate) fn new(pieces: S, coding: ContentCoding) -> Result<Self, Problem> {
+        let encoder = Encoder::new(coding).map_err(|error| {
+            tracing::error!(%error, "no encoder");
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the compressor could not be set up")
+        })?;
+        Ok(Self { pieces: Box::pin(pieces), rest: Bytes::new(), encoder, ended: false })
+    }
+}
+
+impl<S> http_body::Body for PieceBody<S>
+where
+    S: futures::Stream<Item = Result<Bytes, Infallible>>,
+{
+    type Data = Bytes;
+    type Error = axum::BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<HttpFrame<Bytes>, axum::BoxError>>> {
+        let body = self.get_mut();
+        while body.rest.is_empty() {
+            if body.ended {
+                let tail = body.encoder.take().map(Encoder::finish);
+                return Poll::Ready(tail.map(|tail| tail.map(HttpFrame::data).map_err(Into::into)));
+            }
+            match std::task::ready!(body.pieces.as_mut().poll_next(context)) {
+                Some(Ok(piece)) => body.rest = piece,
+                Some(Err(never)) => match never {},
+                None => body.ended = true,
+            }
+        }
+        let piece = body.rest.split_to(PIECE_BYTES.min(body.rest.len()));
+        Poll::Ready(Some(match &mut body.encoder {
+            None => Ok(HttpFrame::data(piece)),
+            Some(encoder) => encoder.encode(&piece).map(HttpFrame::data).map_err(Into::into),
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended && self.rest.is_empty() && self.encoder.is_none()
     }
 }
 

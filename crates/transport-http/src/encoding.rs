@@ -71,7 +71,12 @@ fn weight<'a>(mut parameters: impl Iterator<Item = &'a str>) -> Option<u16> {
     if !name.trim().eq_ignore_ascii_case("q") || parameters.next().is_some() {
         return None;
     }
-    let (whole, fraction) = value.trim().split_once('.').unwrap_or((value.trim(), ""));
+    thousandths(value.trim())
+}
+
+/// A weight as HTTP writes it (`0.5`), in thousandths.
+pub(crate) fn thousandths(weight: &str) -> Option<u16> {
+    let (whole, fraction) = weight.split_once('.').unwrap_or((weight, ""));
     if fraction.len() > 3 || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }

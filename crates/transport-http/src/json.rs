@@ -104,6 +104,30 @@ impl<'a> Object<'a> {
         self.fields.iter().find(|(name, _)| name == field).map(|(_, raw)| *raw)
     }
 
+    /// A field that may be absent or `null`, which is the same.
+    pub(crate) fn given(&self, field: &str) -> Option<&'a RawValue> {
+        self.optional(field).filter(|raw| raw.get() != "null")
+    }
+
+    /// The object that `raw`, at `path`, is. Its fields are named with the path in front.
+    pub(crate) fn child(&self, raw: &'a RawValue, path: &str, known: &[&str]) -> Result<Self, JsonError> {
+        if !raw.get().starts_with('{') {
+            return Err(invalid(path, "an object", raw));
+        }
+        let mut child = Self::parse(raw.get().as_bytes(), known).map_err(|error| match error {
+            JsonError::UnknownField { field, known } => {
+                JsonError::UnknownField { field: format!("{path}.{field}").into(), known }
+            }
+            JsonError::DuplicateField { field } => {
+                JsonError::DuplicateField { field: format!("{path}.{field}").into() }
+            }
+            other => other,
+        })?;
+        // Places are told within the whole body.
+        child.text = self.text;
+        Ok(child)
+    }
+
     /// A field that must be there.
     pub(crate) fn required(&self, field: &'static str) -> Result<&'a RawValue, JsonError> {
         self.optional(field).ok_or(JsonError::MissingField { field })

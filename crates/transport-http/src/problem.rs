@@ -111,6 +111,22 @@ impl Problem {
         self.status
     }
 
+    /// What happened, in words.
+    #[must_use]
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// Whether to try again: `never`, `now` or `after`.
+    #[must_use]
+    pub fn advice(&self) -> &'static str {
+        match self.retry {
+            Retry::Never => "never",
+            Retry::Now => "now",
+            Retry::After(_) => "after",
+        }
+    }
+
     /// The document's bytes.
     #[must_use]
     pub fn document(&self) -> Vec<u8> {
@@ -120,13 +136,8 @@ impl Problem {
         document.insert("status".into(), self.status.as_u16().into());
         document.insert("code".into(), self.code.into());
         document.insert("detail".into(), self.detail.clone().into());
-        let (retry, after) = match self.retry {
-            Retry::Never => ("never", None),
-            Retry::Now => ("now", None),
-            Retry::After(wait) => ("after", Some(wait)),
-        };
-        document.insert("retry".into(), retry.into());
-        if let Some(wait) = after {
+        document.insert("retry".into(), self.advice().into());
+        if let Retry::After(wait) = self.retry {
             document.insert("retry_after_ms".into(), u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).into());
         }
         for (name, value) in &self.members {

@@ -1,22 +1,32 @@
 //! The routes, put together. What each does lies in the modules below; what all share lies in the gate.
 
+mod change_problem;
+mod name;
 mod operation;
 mod query;
+mod record;
 mod setting;
+mod stream;
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use http::{HeaderValue, header};
+use http::{HeaderName, HeaderValue, header};
 use serde::Serialize;
 
 use crate::gate::{App, gate};
 
+/// Tells nginx and its like not to collect a stream before they pass it on.
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
 /// The router of the whole transport.
 pub(crate) fn router(app: Arc<App>) -> Router {
     Router::new()
+        .route("/v1/streams", get(stream::list))
+        .route("/v1/streams/{stream}", get(stream::show).put(stream::create).delete(stream::remove))
+        .route("/v1/streams/{stream}/records", get(record::read).post(record::publish))
         .route("/v1/query", post(query::open))
         .route("/v1/query/resume", post(query::resume))
         .route("/v1/query/{cursor}", delete(query::cancel))

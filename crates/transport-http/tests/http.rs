@@ -9,6 +9,7 @@ mod http {
     pub(crate) mod client;
     pub(crate) mod connection;
     pub(crate) mod operation;
+    pub(crate) mod record;
     pub(crate) mod stream;
     pub(crate) mod tls;
     pub(crate) mod world;

@@ -7,25 +7,24 @@ use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, Request, State};
 use axum::response::Response;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::json;
 use serde_json::value::RawValue;
+use tidegate_core::Principal;
 use tidegate_core::id::CursorToken;
 use tidegate_core::port::{Parameter, SourceError};
-use tidegate_core::{ErrorKind, Failure, Principal};
 use tidegate_frame::ndjson::RowShape;
 use tidegate_frame::prefix::PrefixHash;
 use tidegate_query::{CancelError, OpenError, OpenRequest, QueryStream, ResumeError, ResumeRequest};
 
+use super::change_problem::log_fault;
 use super::json;
+use super::record::NDJSON;
 use crate::body::{StreamBody, read_whole};
 use crate::encoding::ContentCoding;
 use crate::gate::{App, json_problem};
 use crate::json::{JsonError, Object, invalid};
 use crate::problem::Problem;
-
-/// The media type of a query stream.
-const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 
 pub(super) async fn open(
     State(app): State<Arc<App>>,
@@ -85,8 +84,7 @@ fn respond(stream: QueryStream, headers: &HeaderMap) -> Result<Response, Problem
     headers.insert(header::CONTENT_TYPE, NDJSON);
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
-    // Tells nginx and its like not to collect the stream before they pass it on.
-    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    headers.insert(super::X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
     if let Some(coding) = coding.header() {
         headers.insert(header::CONTENT_ENCODING, coding);
     }
@@ -215,21 +213,6 @@ fn with_source(problem: Problem, error: &SourceError) -> Problem {
         }
         _ => problem,
     }
-}
-
-/// The causes stay here: they may name hosts and files.
-fn log_fault(error: &(impl Failure + 'static)) {
-    if !matches!(error.kind(), ErrorKind::Internal | ErrorKind::Unavailable | ErrorKind::Timeout) {
-        return;
-    }
-    let mut causes = String::new();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        causes.push_str(": ");
-        causes.push_str(&next.to_string());
-        cause = next.source();
-    }
-    tracing::warn!(code = error.code(), "{error}{causes}");
 }
 
 #[cfg(test)]

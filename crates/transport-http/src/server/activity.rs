@@ -3,7 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -48,6 +48,8 @@ pub(super) struct Activity {
     last: AtomicU64,
     /// Since when bytes wait for the client, in nanoseconds of the clock; 0 = none do.
     blocked: AtomicU64,
+    /// The answer that is being given has no end of its own.
+    endless: AtomicBool,
     ended: Notify,
     clock: Arc<dyn Clock>,
     all: InFlight,
@@ -71,16 +73,18 @@ tokio::task_local! {
 pub(super) struct Taking {
     /// Since when a piece that was given waits for the client, in nanoseconds of the clock; 0 = none does.
     waits: AtomicU64,
+    endless: AtomicBool,
     clock: Arc<dyn Clock>,
 }
 
 impl Taking {
     pub(super) fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
-        Arc::new(Self { waits: AtomicU64::new(0), clock })
+        Arc::new(Self { waits: AtomicU64::new(0), endless: AtomicBool::new(false), clock })
     }
 
-    /// Returns when a piece has waited for `limit()`.
-    pub(super) async fn stalled(&self, limit: impl Fn() -> Duration) {
+    /// Returns when a piece has waited for `limit(endless)`.
+    pub(super) async fn stalled(&self, limit: impl Fn(bool) -> Duration) {
+        let limit = || limit(self.endless.load(Ordering::Acquire));
         waited(&self.waits, self.clock.as_ref(), limit).await;
     }
 }
@@ -112,6 +116,7 @@ impl Activity {
             requests: AtomicUsize::new(0),
             last: AtomicU64::new(nanos(clock.now())),
             blocked: AtomicU64::new(0),
+            endless: AtomicBool::new(false),
             ended: Notify::new(),
             clock,
             all,
@@ -131,8 +136,9 @@ impl Activity {
         self.last.store(nanos(self.clock.now()), Ordering::Release);
     }
 
-    /// Returns when bytes have waited for the client for `limit()` and it took none.
-    pub(super) async fn blocked(&self, limit: impl Fn() -> Duration) {
+    /// Returns when bytes have waited for the client for `limit(endless)` and it took none.
+    pub(super) async fn blocked(&self, limit: impl Fn(bool) -> Duration) {
+        let limit = || limit(self.endless.load(Ordering::Acquire));
         waited(&self.blocked, self.clock.as_ref(), limit).await;
     }
 
@@ -154,8 +160,19 @@ impl Activity {
     }
 }
 
+impl Serving {
+    /// The answer has no end of its own: a client that takes nothing of it is not offered a last line.
+    pub(super) fn mark_endless(&self) {
+        match &self.taking {
+            Some(taking) => taking.endless.store(true, Ordering::Release),
+            None => self.activity.endless.store(true, Ordering::Release),
+        }
+    }
+}
+
 impl Drop for Serving {
     fn drop(&mut self) {
+        self.activity.endless.store(false, Ordering::Release);
         self.activity.touch();
         if self.activity.requests.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.activity.ended.notify_one();

@@ -23,6 +23,7 @@ use tower::ServiceExt as _;
 
 use super::activity::{Activity, InFlight, Metered, ServedBody, TAKING, Taking};
 use super::{H2_STREAMS_MAX, HEADER_MAX_BYTES, HEADER_MAX_COUNT, TLS_HANDSHAKE_MAX, WRITE_BUFFER_MAX_BYTES};
+use crate::body::EndlessAnswer;
 use crate::gate::App;
 
 /// The first bytes of HTTP/2 (RFC 9113, section 3.4).
@@ -57,9 +58,11 @@ impl Shared {
     }
 
     /// How long an answer may wait for a client that takes nothing of it. The query service gives a stream up after the time
-    /// of the setting and then offers its last lines for as long again; after both nothing can come of it any more.
-    fn stall_timeout(&self) -> Duration {
-        Duration::from_millis(2 * self.app.services.query.settings().freeze().stream_idle_timeout_ms())
+    /// of the setting and then offers its last lines for as long again; after both nothing can come of it any more. An
+    /// answer without an end has no last lines to offer.
+    fn stall_timeout(&self, endless: bool) -> Duration {
+        let times = if endless { 1 } else { 2 };
+        Duration::from_millis(times * self.app.services.query.settings().freeze().stream_idle_timeout_ms())
     }
 
     /// Runs `work`, but no longer than `limit`.
@@ -167,7 +170,7 @@ where
         .max_headers(HEADER_MAX_COUNT)
         .serve_connection(io, service);
     let idle = activity.idle(|| shared.header_timeout());
-    let blocked = activity.blocked(|| shared.stall_timeout());
+    let blocked = activity.blocked(|endless| shared.stall_timeout(endless));
     tokio::pin!(idle, blocked);
     let mut closing = false;
     let served = loop {
@@ -223,7 +226,7 @@ where
         .max_send_buf_size(WRITE_BUFFER_MAX_BYTES)
         .max_header_list_size(2 * HEADER_MAX_BYTES as u32)
         .serve_connection(io, service);
-    let blocked = activity.blocked(|| shared.stall_timeout());
+    let blocked = activity.blocked(|endless| shared.stall_timeout(endless));
     tokio::pin!(connection, blocked);
     let mut closing = false;
     loop {
@@ -270,7 +273,7 @@ where
             tokio::select! {
                 _ = stream => {}
                 // Dropping the stream resets it.
-                () = taking.stalled(|| shared.stall_timeout()) => {
+                () = taking.stalled(|endless| shared.stall_timeout(endless)) => {
                     tracing::debug!("a stream of which nothing is taken was reset");
                 }
             }
@@ -284,9 +287,12 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<ServedBody>, Infallible> {
     let serving = activity.begin(!shared.app.is_draining());
-    let response = match shared.router.clone().oneshot(request.map(Body::new)).await {
+    let mut response = match shared.router.clone().oneshot(request.map(Body::new)).await {
         Ok(response) => response,
         Err(never) => match never {},
     };
+    if response.extensions_mut().remove::<EndlessAnswer>().is_some() {
+        serving.mark_endless();
+    }
     Ok(response.map(|body| ServedBody::new(body, serving)))
 }

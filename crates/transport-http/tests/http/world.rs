@@ -140,6 +140,14 @@ impl World {
         ask(self.address, "POST", path, &[], body.as_ref()).await
     }
 
+    pub(crate) async fn put(&self, path: &str, body: impl AsRef<[u8]>) -> Answer {
+        ask(self.address, "PUT", path, &[], body.as_ref()).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
+        ask(self.address, "DELETE", path, &[], b"").await
+    }
+
     /// Sends a query and gives the connection, on which nothing was read yet.
     pub(crate) async fn query(&self, sql: &str, headers: &[(&str, &str)]) -> Connection {
         let mut connection = Connection::open(self.address).await;
