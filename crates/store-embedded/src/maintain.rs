@@ -1,0 +1,230 @@
+//! What runs by time: retention by age, removing what is gone, compaction. It looks at views and has the writer change
+//! things; it never holds anybody up for more than a bounded step, and costs nothing for streams of which nothing is due.
+
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tidegate_core::position::Partition;
+use tidegate_core::time::Timestamp;
+
+use crate::command::{Command, Place, Work};
+use crate::compact::Round;
+use crate::config::STEP_MAX_CHUNKS;
+use crate::engine::View;
+use crate::error::{Absent, ReadError, WriteError};
+use crate::group::{DUE_COMPACT, DUE_RETAIN, DUE_SWEEP};
+use crate::key;
+use crate::shared::{Health, Shared};
+use crate::state::{DueEntry, LogState};
+use crate::store::Queue;
+
+/// Partitions that one step looks at.
+const STEP_MAX_PARTITIONS: usize = 256;
+/// Chunks that one step removes of one partition or removed stream.
+const SWEEP_MAX_CHUNKS: usize = 4_096;
+
+/// What a step of maintenance came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Maintained {
+    /// Partitions, and removed streams, of which something was due.
+    pub looked_at: usize,
+    /// Whether something is still due: a further step goes on with it.
+    pub more: bool,
+}
+
+/// The work that is due, one step at a time.
+pub(crate) struct Maintenance {
+    shared: Arc<Shared>,
+    queue: Queue,
+    /// The compaction that is on its way; one at a time, so that its memory is bounded.
+    round: Option<Round>,
+    stopped: bool,
+}
+
+impl Maintenance {
+    pub(crate) fn new(shared: Arc<Shared>, queue: Queue) -> Self {
+        Self { shared, queue, round: None, stopped: false }
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.stopped = true;
+    }
+
+    /// One step of everything that is due.
+    pub(crate) fn step(&mut self, now: Timestamp) -> Result<Maintained, WriteError> {
+        if self.stopped {
+            return Err(unread(Absent::Closed.into()));
+        }
+        if *self.shared.health.borrow() != Health::Writing {
+            self.queue.nudge();
+        }
+        let view = self.shared.view().map_err(|absent| unread(absent.into()))?;
+        let mut maintained = Maintained::default();
+        self.purge(&view, &mut maintained)?;
+        let to = key::due_before(now.unix_ms().saturating_add(1));
+        let due = view.index_range(&key::DUE_START, &to, STEP_MAX_PARTITIONS).map_err(unread)?;
+        maintained.more |= due.len() == STEP_MAX_PARTITIONS;
+        for (due, entry) in due {
+            maintained.looked_at += 1;
+            maintained.more |= self.due(&view, due, &entry, now)?;
+        }
+        Ok(maintained)
+    }
+
+    pub(crate) fn work(&self, work: Work) -> Result<(), WriteError> {
+        let bytes = match &work {
+            Work::Rewrite { put, .. } => put.iter().map(|(_, value)| value.len() as u64).sum(),
+            _ => 0,
+        };
+        self.queue.ask_blocking(Command::Work(work), bytes).map(|_| ())
+    }
+
+    /// Removes a part of what removed streams left.
+    fn purge(&mut self, view: &View, maintained: &mut Maintained) -> Result<(), WriteError> {
+        let removed = view.index_keys(&key::REMOVED_START, STEP_MAX_PARTITIONS).map_err(unread)?;
+        let mut left = SWEEP_MAX_CHUNKS;
+        for log in removed.iter().filter_map(|key| key::removed_log(key)) {
+            if left == 0 {
+                maintained.more = true;
+                break;
+            }
+            let keys = view.chunk_keys(&key::chunks(log), None, left).map_err(unread)?;
+            left -= keys.len();
+            let index = view.index_keys(&key::floors(log), left).map_err(unread)?;
+            left -= index.len();
+            let done = left > 0;
+            let chunks = keys.iter().filter_map(|key| key[..].try_into().ok()).collect();
+            self.work(Work::Purge { log, chunks, index, done })?;
+            maintained.looked_at += 1;
+            maintained.more |= !done;
+        }
+        Ok(())
+    }
+
+    /// A step of one partition's work; `true` = there is more.
+    fn due(&mut self, view: &View, due: Bytes, entry: &LogState, now: Timestamp) -> Result<bool, WriteError> {
+        let (Some((kind, partition)), LogState::Due(DueEntry { tenant, stream })) = (key::due_parts(&due), entry)
+        else {
+            return Err(unread(ReadError::damaged("no work lies where it should")));
+        };
+        let found = self.shared.stream_named(tenant, stream).map_err(unread)?;
+        let Some(stream) = found.filter(|stream| stream.log == partition.log) else {
+            self.work(Work::Forget { due })?;
+            return Ok(false);
+        };
+        let place = Place { stream, partition: Partition(partition.partition) };
+        let done = match kind {
+            DUE_RETAIN => {
+                let before = self.floor(&place)?;
+                self.work(Work::Retain { place: place.clone(), due })?;
+                return Ok(self.floor(&place)? != before);
+            }
+            DUE_SWEEP => self.sweep(view, place.clone(), due),
+            DUE_COMPACT => self.compact(place.clone(), due, now),
+            _ => return Err(unread(ReadError::damaged("work of an unknown kind"))),
+        };
+        if let Err(error) = &done {
+            // What is wrong with one partition holds up no other.
+            tracing::error!(stream = ?place.stream.id, partition = partition.partition, %error, "maintenance failed");
+        }
+        Ok(done.unwrap_or(false))
+    }
+
+    fn floor(&self, place: &Place) -> Result<u64, WriteError> {
+        let (_, state) = self.shared.partition(&place.stream, place.partition).map_err(unread)?;
+        Ok(state.floor.earliest)
+    }
+
+    /// Removes chunks that lie wholly below the floor.
+    fn sweep(&self, view: &View, place: Place, due: Bytes) -> Result<bool, WriteError> {
+        let partition = place.stream.key(place.partition);
+        let floor = view.floor(partition).map_err(unread)?;
+        let Some(floor) = floor else { return Ok(false) };
+        // The last chunk that begins at or before the floor holds it, unless nothing is left.
+        let to = partition.chunk(floor.earliest);
+        let last = view.chunk_before(partition, floor.earliest).map_err(unread)?;
+        let end = match last {
+            Some((base, value)) => {
+                let chunk = crate::engine::open_chunk(partition, base, value).map_err(unread)?;
+                if chunk.end <= floor.earliest { to } else { partition.chunk(base) }
+            }
+            None => to,
+        };
+        let keys = view.chunk_keys(&partition.chunk(0), Some(&end), SWEEP_MAX_CHUNKS).map_err(unread)?;
+        let more = keys.len() == SWEEP_MAX_CHUNKS;
+        let chunks = keys.iter().filter_map(|key| key[..].try_into().ok()).collect();
+        self.work(Work::Sweep { place, due, chunks, done_to: (!more).then_some(floor.earliest) })?;
+        Ok(more)
+    }
+
+    /// Goes on with the compaction of a partition, or begins one.
+    fn compact(&mut self, place: Place, due: Bytes, now: Timestamp) -> Result<bool, WriteError> {
+        let mut round = match self.round.take() {
+            Some(round) if round.is_of(&place) => round,
+            // Another one is on its way: this one waits its turn.
+            Some(round) => {
+                self.round = Some(round);
+                return Ok(true);
+            }
+            None => match Round::begin(&self.shared, place.clone(), now)? {
+                Ok(round) => round,
+                Err(later_ms) => {
+                    let (clean_to, again_ms) = (0, Some(later_ms));
+                    self.work(Work::Compacted { place, due, clean_to, again_ms, postponed: true })?;
+                    return Ok(false);
+                }
+            },
+        };
+        let view = self.shared.view().map_err(|absent| unread(absent.into()))?;
+        let done = round.step(&view, STEP_MAX_CHUNKS, |work| self.work(work))?;
+        if let Some((clean_to, again_ms)) = done {
+            self.work(Work::Compacted { place, due, clean_to, again_ms, postponed: false })?;
+            return Ok(false);
+        }
+        self.round = Some(round);
+        Ok(true)
+    }
+}
+
+pub(crate) fn unread(error: ReadError) -> WriteError {
+    WriteError::NotMade(error.into_cause())
+}
+
+/// The thread that runs maintenance.
+pub(crate) struct Timer {
+    stop: SyncSender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Timer {
+    pub(crate) fn start(interval: Duration, maintenance: Arc<Mutex<Maintenance>>) -> std::io::Result<Self> {
+        let (stop, stopped) = sync_channel(1);
+        let thread = std::thread::Builder::new().name("tidegate-store-timer".into()).spawn(move || {
+            let mut wait = interval;
+            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(wait) {
+                let mut maintenance = maintenance.lock();
+                let now = maintenance.shared.config.clock.timestamp();
+                let more = match maintenance.step(now) {
+                    Ok(maintained) => maintained.more,
+                    Err(error) => {
+                        tracing::debug!(%error, "maintenance is left for later");
+                        false
+                    }
+                };
+                // Between the steps of much work the writer's other callers have their turn.
+                wait = if more { Duration::from_millis(1) } else { interval };
+            }
+        })?;
+        Ok(Self { stop, thread })
+    }
+
+    pub(crate) fn stop(self) {
+        let _ = self.stop.try_send(());
+        let _ = self.thread.join();
+    }
+}

@@ -1,0 +1,6 @@
+//! The embedded store against the promises of its ports, and its own: crashes, damage, a full disk. It never sleeps to wait.
+
+mod store {
+    mod conformance;
+    mod world;
+}
