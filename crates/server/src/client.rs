@@ -21,6 +21,8 @@ mod line;
 mod member;
 mod producer;
 mod run;
+#[cfg(test)]
+mod scripted;
 mod stream;
 mod tail;
 

@@ -436,3 +436,6 @@ impl SharedReader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

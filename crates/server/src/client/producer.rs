@@ -90,3 +90,6 @@ impl Producer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -222,3 +222,6 @@ fn events(answer: reqwest::Response, stall: Duration, limit_bytes: usize) -> Eve
     });
     Events { stream: EventStream::new(pieces.boxed()), held_bytes, opened: Instant::now() }
 }
+
+#[cfg(test)]
+mod tests;
