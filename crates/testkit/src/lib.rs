@@ -29,4 +29,4 @@ pub use query_source_suite::QuerySourceWorld;
 pub use scripted::{Gate, Script, ScriptedSource};
 pub use sink::{CollectHandle, CollectSink, collect_sink};
 pub use store_suite::StoreWorld;
-pub use wait::{block_on, within};
+pub use wait::{block_on, block_on_threads, within};

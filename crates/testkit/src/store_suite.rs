@@ -86,7 +86,6 @@ macro_rules! change_log_suite {
             two_tenants_never_meet
             a_removed_stream_leaves_nothing_behind
             removing_what_is_not_there_is_not_an_error
-            one_of_many_who_create_a_stream_makes_it
             offsets_are_dense_and_answered
             a_record_comes_back_as_it_was
             an_append_to_several_partitions_is_one_step
@@ -97,12 +96,8 @@ macro_rules! change_log_suite {
             a_partition_twice_in_a_batch_is_refused
             a_partition_without_records_is_refused
             append_time_never_goes_back
+            an_append_may_be_left_to_the_operating_system
             offsets_end_at_the_greatest_number
-            concurrent_appenders_get_disjoint_dense_ranges
-            one_of_many_who_expect_an_offset_wins
-            one_of_many_who_expect_a_revision_wins
-            commits_order_all_appends_the_same_way_in_every_partition
-            what_can_be_read_has_nothing_unread_before_it
             a_read_is_bounded_by_records
             a_read_is_bounded_by_bytes
             a_read_gives_at_least_one_record
@@ -127,17 +122,25 @@ macro_rules! change_log_suite {
             gaps_of_every_kind_stand_in_their_places
             a_watcher_wakes_after_an_append_and_a_trim
             a_watcher_wakes_after_maintenance
-            who_watches_and_then_reads_misses_nothing
             a_slow_watcher_gets_the_newest_state
             a_slow_watcher_hears_of_every_partition
             a_watch_ends_when_the_stream_is_removed
-            one_append_wakes_a_thousand_watchers
             a_record_of_16_mib_comes_back
             a_batch_of_10_000_records_is_one_step
             ten_thousand_small_streams_are_kept_apart
             a_reopened_log_has_everything
             a_reopened_log_goes_on_where_it_was
             a_reopened_log_has_nothing_of_what_was_removed
+        }
+        $crate::store_suite! { @parallel $world,
+            concurrent_appenders_get_disjoint_dense_ranges
+            one_of_many_who_expect_an_offset_wins
+            one_of_many_who_expect_a_revision_wins
+            commits_order_all_appends_the_same_way_in_every_partition
+            what_can_be_read_has_nothing_unread_before_it
+            one_of_many_who_create_a_stream_makes_it
+            who_watches_and_then_reads_misses_nothing
+            one_append_wakes_a_thousand_watchers
         }
         $crate::store_suite! { @properties $world, any_commands_leave_what_the_model_of_the_log_says }
     };
@@ -161,15 +164,17 @@ macro_rules! meta_store_suite {
             an_empty_prefix_is_everything
             keys_and_values_are_any_bytes
             a_value_of_1_mib_comes_back
-            one_of_many_who_swap_wins
-            increments_of_many_are_all_counted
-            a_scan_never_sees_half_a_step
             a_watch_tells_puts_and_deletes
             a_watch_tells_what_has_the_prefix
-            who_watches_and_then_gets_misses_nothing
             a_slow_watcher_of_entries_gets_the_newest_state
             an_append_wakes_who_watches_its_state
             reopened_entries_are_as_they_were
+        }
+        $crate::store_suite! { @parallel $world,
+            one_of_many_who_swap_wins
+            increments_of_many_are_all_counted
+            a_scan_never_sees_half_a_step
+            who_watches_and_then_gets_misses_nothing
         }
         $crate::store_suite! { @properties $world, any_swaps_leave_what_the_model_of_the_entries_says }
     };
@@ -202,6 +207,16 @@ macro_rules! store_suite {
             #[test]
             fn $promise() {
                 $crate::block_on($crate::store_suite::$promise::<$world>());
+            }
+        )*
+    };
+    // On one thread, where whoever blocks it is found out, and on several, where calls truly overlap.
+    (@parallel $world:ty, $($promise:ident)*) => {
+        $(
+            #[test]
+            fn $promise() {
+                $crate::block_on($crate::store_suite::$promise::<$world>());
+                $crate::block_on_threads($crate::store_suite::$promise::<$world>());
             }
         )*
     };

@@ -42,3 +42,16 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
         .expect("a current-thread runtime needs nothing but file descriptors")
         .block_on(future)
 }
+
+/// Runs a future on the test's own thread and what it spawns on four others, so that tasks truly overlap.
+///
+/// # Panics
+/// When the runtime cannot be built, and with whatever the future panics.
+pub fn block_on_threads<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .enable_all()
+        .build()
+        .expect("a runtime needs nothing but threads and file descriptors")
+        .block_on(future)
+}

@@ -1,7 +1,7 @@
 //! Promises about appends: dense offsets, all or nothing, attached state, times.
 
 use bytes::Bytes;
-use tidegate_core::port::{AppendOutcome, ChangeLog, LogReadItem, LogSpec, MetaStore, Swap};
+use tidegate_core::port::{AppendOutcome, ChangeLog, Durability, LogReadItem, LogSpec, MetaStore, Swap};
 use tidegate_core::position::{Offset, Partition};
 use tidegate_core::time::{Clock, Timestamp};
 
@@ -207,6 +207,24 @@ pub async fn append_time_never_goes_back<W: StoreWorld>() {
     };
     assert_eq!(times(0).await, [5, 5, 5, 6, 6, 6]);
     assert_eq!(times(1).await, [-20_000]);
+}
+
+/// An append that need not be on stable storage can be read at once, keeps its place among those that must, and is there
+/// after an orderly end.
+pub async fn an_append_may_be_left_to_the_operating_system<W: StoreWorld>() {
+    let world = W::fresh().await;
+    let id = stream("s");
+    create(&*world.store(), &id, &keep_all(1)).await;
+    for (number, durability) in
+        [Durability::Os, Durability::Fsync, Durability::Os, Durability::Os].into_iter().enumerate()
+    {
+        let mut one = batch(&world, &id, [(0, vec![record(number.to_string())])]);
+        one.durability = durability;
+        append(&*world.store(), one).await;
+        assert_eq!(texts(&*world.store(), &id, P0).await.last(), Some(&number.to_string()));
+    }
+    let world = world.reopen().await;
+    assert_eq!(texts(&*world.store(), &id, P0).await, ["0", "1", "2", "3"]);
 }
 
 /// There is no offset after 2^64 - 1: what would need one is refused whole.

@@ -106,9 +106,15 @@ pub async fn an_append_wakes_who_watches_its_state<W: StoreWorld>() {
     let meta = world.store();
     create(&*meta, &stream("s"), &keep_all(1)).await;
     let mut watch = watch_entries(&*meta, "state").await;
+    // It waits when the append comes: what it would find by looking later proves no wake.
+    let waiting =
+        tokio::spawn(
+            async move { wait_for("the state", &mut watch, |entry| entry.value.as_deref() == Some(b"1")).await },
+        );
+    tokio::task::yield_now().await;
     let mut one = batch(&world, &stream("s"), [(0, records("r", 1))]);
     one.state = vec![put("state", None, "1")];
     append(&*meta, one).await;
-    let told = wait_for("the state", &mut watch, |entry| entry.value.as_deref() == Some(b"1")).await;
+    let told = within("the watcher", waiting).await.expect("the watcher does not panic");
     assert_eq!(told.map(|entry| entry.revision), value(&*meta, "state").await.map(|(_, revision)| revision));
 }

@@ -146,8 +146,10 @@ pub async fn a_watch_ends_when_the_stream_is_removed<W: StoreWorld>() {
     log.trim(&id, Trim::Stream).await.expect("a removal is answered");
     within("the end of the watch that is waited on", waiting).await.expect("the watcher does not panic");
     create(&*log, &id, &keep_all(1)).await;
-    append_to(&world, &id, records("new", 1)).await;
-    within("the end of the watch that was left alone", async { while left_alone.next().await.is_some() {} }).await;
+    append_to(&world, &id, records("new", 5)).await;
+    let of_the_new_one =
+        wait_for("the end of the watch that was left alone", &mut left_alone, |of| of.next == Offset(5)).await;
+    assert_eq!(of_the_new_one, None);
 }
 
 /// All of them, by one append.
