@@ -45,7 +45,7 @@ pub(super) async fn run(mut actor: Actor, group: Group) {
             actor.pause().await;
             continue;
         };
-        if let Left::Stopped = live(&mut actor, &mut member, None).await {
+        if let Left::Stopped = live(&mut actor, &mut member, false).await {
             // Leaves in order, so that the end need not wait for the session.
             leave(&mut actor, &member).await;
         }
@@ -127,18 +127,10 @@ async fn heartbeat(actor: &mut Actor, member: &mut Member) -> Result<(), Left> {
     Ok(())
 }
 
-/// Polls and commits until something ends the membership, or all of `until` is committed.
-async fn live(actor: &mut Actor, member: &mut Member, until: Option<&BTreeMap<u32, u64>>) -> Left {
-    let draining = until.is_some();
+/// Polls and commits until something ends the membership; while `draining`, until a poll gives nothing.
+async fn live(actor: &mut Actor, member: &mut Member, draining: bool) -> Left {
     loop {
         if actor.context.stopped() && !draining {
-            return Left::Stopped;
-        }
-        if until.is_some_and(|until| {
-            until.iter().all(|(partition, end)| {
-                *end == 0 || member.committed.get(partition) == Some(end) || !member.held.contains(partition)
-            }) && member.held.len() == until.len()
-        }) {
             return Left::Stopped;
         }
         if member.beat.elapsed() > HEARTBEAT
@@ -147,9 +139,9 @@ async fn live(actor: &mut Actor, member: &mut Member, until: Option<&BTreeMap<u3
             return left;
         }
         match poll(actor, member).await {
-            Ok(true) => {}
-            Ok(false) if draining => return Left::Gone,
-            Ok(false) => {
+            Ok(Some(0)) if draining => return Left::Stopped,
+            Ok(Some(_)) => {}
+            Ok(None) => {
                 leave(actor, member).await;
                 return Left::Gone;
             }
@@ -172,16 +164,16 @@ async fn live(actor: &mut Actor, member: &mut Member, until: Option<&BTreeMap<u3
     }
 }
 
-/// Whether the member may go on from what it has.
-async fn poll(actor: &mut Actor, member: &mut Member) -> Result<bool, Left> {
+/// How many records came; `None` = the member no longer knows where it stands.
+async fn poll(actor: &mut Actor, member: &mut Member) -> Result<Option<usize>, Left> {
     let start = actor.now();
     let limit = actor.random.u32(1..400);
     let wait_ms = actor.random.u32(0..200);
     let body = json!({"member": member.id, "generation": member.generation, "limit": limit, "wait_ms": wait_ms});
     let answer = actor.ask("poll", &[404, 409], Ask::post(format!("{}/poll", member.path), body.to_string())).await;
     match answer {
-        Err(Failed::NotSent) => Ok(true),
-        Err(Failed::Lost) => Ok(false),
+        Err(Failed::NotSent) => Ok(Some(0)),
+        Err(Failed::Lost) => Ok(None),
         Ok(answer) if answer.ok() => match wire::parse::<wire::Polled>(answer.text()) {
             Ok(polled) => {
                 let seen: Vec<(u32, Seen)> =
@@ -189,20 +181,20 @@ async fn poll(actor: &mut Actor, member: &mut Member) -> Result<bool, Left> {
                 if let Some(gap) = polled.gaps.first() {
                     actor.misshapen("poll", start, format!("a gap in a stream without retention: {gap:?}"));
                 }
-                let whole = member.takes(&seen);
+                let whole = member.takes(&seen).then_some(seen.len());
                 let (group, id, generation) = (member.group, member.id.clone(), member.generation);
                 actor.note(start, Event::Polled { group, member: id, generation, seen });
                 Ok(whole)
             }
             Err(what) => {
                 actor.misshapen("poll", start, what);
-                Ok(false)
+                Ok(None)
             }
         },
         // A newer generation: the heartbeat tells it, and what is still held.
-        Ok(answer) if answer.status == 409 => heartbeat(actor, member).await.map(|()| true),
+        Ok(answer) if answer.status == 409 => heartbeat(actor, member).await.map(|()| Some(0)),
         Ok(answer) if answer.status == 404 => Err(Left::Gone),
-        Ok(answer) => Ok(!answer.undecided()),
+        Ok(answer) => Ok((!answer.undecided()).then_some(0)),
     }
 }
 
@@ -260,8 +252,8 @@ pub(super) async fn watch(mut actor: Actor) {
     }
 }
 
-/// The tails of the group's partitions; `None` if it did not answer.
-pub(crate) async fn positions(actor: &mut Actor, group: &Group) -> Option<BTreeMap<u32, u64>> {
+/// Whether everything is committed; `None` if the group did not answer.
+pub(crate) async fn positions(actor: &mut Actor, group: &Group) -> Option<bool> {
     let path = actor.context.plan.group_path(group);
     let start = actor.now();
     let answer = actor.ask("group", &[], Ask::get(path)).await.ok().filter(Answer::ok)?;
@@ -269,7 +261,7 @@ pub(crate) async fn positions(actor: &mut Actor, group: &Group) -> Option<BTreeM
         Ok(wire::Group { positions }) => {
             let committed = positions.iter().map(|one| (one.partition, one.committed.unwrap_or(0))).collect();
             actor.note(start, Event::Positions { group: group.index, committed });
-            Some(positions.iter().map(|one| (one.partition, one.next)).collect())
+            Some(positions.iter().all(|one| one.committed.unwrap_or(0) == one.next))
         }
         Err(what) => {
             actor.misshapen("group", start, what);
@@ -278,17 +270,13 @@ pub(crate) async fn positions(actor: &mut Actor, group: &Group) -> Option<BTreeM
     }
 }
 
-/// Reads and commits all that is left, as the only member, when nobody writes any more; whether it was done within `bound`.
+/// Reads and commits all that is left, when nobody writes any more; whether it was done within `bound`.
 pub(crate) async fn drain(actor: &mut Actor, group: &Group, bound: Duration) -> bool {
     let done = async {
-        loop {
-            let Some(ends) = positions(actor, group).await else { continue };
-            let Some(mut member) = join(actor, group).await else { continue };
-            let left = live(actor, &mut member, Some(&ends)).await;
-            leave(actor, &member).await;
-            if let Left::Stopped = left {
-                positions(actor, group).await;
-                return;
+        while positions(actor, group).await != Some(true) {
+            if let Some(mut member) = join(actor, group).await {
+                live(actor, &mut member, true).await;
+                leave(actor, &member).await;
             }
         }
     };
