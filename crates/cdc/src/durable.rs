@@ -28,6 +28,8 @@ use crate::key::Incarnation;
 pub const DEFAULT_CONTENT_TYPE: &str = "application/octet-stream";
 /// What a stream that the change-stream API made looks like here.
 pub(crate) const JSON: &str = "application/json";
+/// The most bytes of a writer's sequence (`Stream-Seq`).
+pub const WRITER_SEQ_MAX_BYTES: usize = 1_024;
 /// How long a chain of forks may be: reading the oldest record of the last one walks it.
 pub const FORK_DEPTH_MAX: u32 = 64;
 

@@ -62,6 +62,21 @@ pub const LIMITS: &[Limit] = &[
         meaning: "A producer's latest appends whose repetition is answered with the offsets of the first time.",
     },
     Limit {
+        name: "stream.writer_seq_max_bytes",
+        value: crate::durable::WRITER_SEQ_MAX_BYTES as u64,
+        meaning: "A writer's sequence (Stream-Seq); beyond it 400 malformed_header.",
+    },
+    Limit {
+        name: "stream.content_type_max_bytes",
+        value: crate::durable::content::CONTENT_TYPE_MAX_BYTES as u64,
+        meaning: "A stream's content type; beyond it 400 malformed_content_type.",
+    },
+    Limit {
+        name: "stream.fork_depth_max",
+        value: crate::durable::FORK_DEPTH_MAX as u64,
+        meaning: "Forks of forks, one behind the other; beyond it 409 too_many_forks.",
+    },
+    Limit {
         name: "stream.open_max",
         value: HANDLES_MAX as u64,
         meaning: "Streams kept open in memory; beyond it the one used least lately is read again when it is needed.",

@@ -159,6 +159,10 @@ settings! {
         "Streams of one principal that are being read at one time; beyond it 429 principal_stream_quota_exhausted.";
     stream_idle_timeout_ms = "stream.idle_timeout_ms", 30_000, 1 => DAY_MS,
         "A client that does not take the next chunk in this time loses its slot (reader_stalled); its cursor lives on to the TTL.";
+    stream_long_poll_ms = "stream.long_poll_ms", 30_000, 1 => DAY_MS,
+        "How long a long poll of Durable Streams waits for something to come; then it is 204.";
+    stream_sse_ms = "stream.sse_ms", 60_000, 1 => DAY_MS,
+        "How long one answer of server-sent events of Durable Streams goes on; then the client comes back with its offset.";
     stream_keep_bytes = "stream.keep_bytes", 8 * MIB, 0 => 256 * MIB,
         "Bytes of recently sent rows that a stream keeps, so that a resume near the break is answered from memory.";
     limits_lease_max_global = "limits.lease_max_global", 1_024, 1 => 65_536,

@@ -22,6 +22,7 @@ use crate::auth::AuthError;
 use crate::json::JsonError;
 use crate::parameter::Parameters;
 use crate::problem::{CloseAfter, Problem, ProblemCode};
+use crate::route::durable;
 use crate::server::HEADER_MAX_BYTES;
 use crate::service::Services;
 use table::{Access, QueryString, ROUTES, Route, Rule};
@@ -88,6 +89,8 @@ pub(crate) async fn gate(State(app): State<Arc<App>>, mut request: Request, next
     let template = route.map_or("unknown", |route| route.template);
     let method = method_label(request.method());
     let version = request.version();
+    let browser =
+        route.filter(|route| route.preflight).map(|_| durable::Browser::of(request.method(), request.headers()));
     let began = app.services.clock.now();
     let span = tracing::info_span!("http_request", id = id.to_str().unwrap_or_default(), method, route = template);
     // The answers of a panicking handler and of a refusing one take the same way out.
@@ -120,6 +123,9 @@ pub(crate) async fn gate(State(app): State<Arc<App>>, mut request: Request, next
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response.headers_mut().insert(REQUEST_ID, id);
+    if let Some(browser) = browser {
+        browser.tell(response.headers_mut());
+    }
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     let status = response.status();
     // Up to the answer's head: a stream's body may take hours, and the query service measures that.

@@ -1,6 +1,8 @@
 //! The routes, put together. What each does lies in the modules below; what all share lies in the gate.
 
 mod change_problem;
+pub(crate) mod durable;
+mod group;
 mod name;
 mod operation;
 mod query;
@@ -27,6 +29,24 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/streams", get(stream::list))
         .route("/v1/streams/{stream}", get(stream::show).put(stream::create).delete(stream::remove))
         .route("/v1/streams/{stream}/records", get(record::read).post(record::publish))
+        .route(
+            durable::TEMPLATE,
+            get(durable::read)
+                .head(durable::show)
+                .post(durable::append)
+                .put(durable::create)
+                .delete(durable::remove)
+                .options(durable::preflight),
+        )
+        .route("/v1/streams/{stream}/groups", get(group::list))
+        .route("/v1/streams/{stream}/groups/{group}", get(group::show).put(group::create).delete(group::remove))
+        .route("/v1/streams/{stream}/groups/{group}/members", post(group::join))
+        .route("/v1/streams/{stream}/groups/{group}/members/{member}", delete(group::leave))
+        .route("/v1/streams/{stream}/groups/{group}/members/{member}/heartbeat", post(group::heartbeat))
+        .route("/v1/streams/{stream}/groups/{group}/poll", post(group::delivery::poll))
+        .route("/v1/streams/{stream}/groups/{group}/commit", post(group::delivery::commit))
+        .route("/v1/streams/{stream}/groups/{group}/ack", post(group::delivery::settle))
+        .route("/v1/streams/{stream}/groups/{group}/seek", post(group::seek))
         .route("/v1/query", post(query::open))
         .route("/v1/query/resume", post(query::resume))
         .route("/v1/query/{cursor}", delete(query::cancel))

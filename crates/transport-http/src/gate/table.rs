@@ -71,6 +71,11 @@ impl Rule {
         self.query = QueryString::Known(known);
         self
     }
+
+    const fn own_query(mut self) -> Self {
+        self.query = QueryString::Own;
+        self
+    }
 }
 
 const fn route(template: &'static str, allow: &'static str, rules: &'static [Rule]) -> Route {
@@ -125,6 +130,17 @@ pub(crate) const ROUTES: &[Route] = &[
     ),
     route("/v1/streams", GET, &[scoped("GET", Scope::StreamRead).query(&["after", "limit", "prefix"])]),
     route("/v1/ingest/{stream}", POST, &[scoped("POST", Scope::StreamWrite).new_work()]),
+    Route {
+        template: crate::route::durable::TEMPLATE,
+        allow: "GET, HEAD, PUT, POST, DELETE, OPTIONS",
+        rules: &[
+            scoped("POST", Scope::StreamWrite).new_work().own_query(),
+            scoped("GET", Scope::StreamRead).new_work().own_query(),
+            scoped("PUT", Scope::StreamWrite).new_work().own_query(),
+            scoped("DELETE", Scope::StreamWrite).new_work().own_query(),
+        ],
+        preflight: true,
+    },
     route("/v1/query", POST, &[scoped("POST", Scope::Query).new_work()]),
     route("/v1/query/resume", POST, &[scoped("POST", Scope::Query).new_work()]),
     route("/v1/query/{cursor}", DELETE, &[scoped("DELETE", Scope::Query)]),

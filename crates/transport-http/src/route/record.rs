@@ -27,6 +27,7 @@ use crate::record::records;
 use accept::Wanted;
 
 pub(super) use accept::NDJSON;
+pub(super) use producer::stamp as producer_stamp;
 
 /// Records of a read, unless told otherwise.
 const LIMIT_DEFAULT: u64 = 1_000;
