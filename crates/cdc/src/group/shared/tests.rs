@@ -1,0 +1,1 @@
+//! To come: filled with the tests of this machine. It never ships.
