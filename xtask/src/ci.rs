@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 
 use crate::workspace::{self, Workspace};
-use crate::{Reported, deps, floors, tidy};
+use crate::{Reported, crash, deps, floors, tidy};
 use count::Count;
 
 /// The demo tells its story in seconds; a demo that hangs must not hang the pipeline.
@@ -33,7 +33,7 @@ struct Step {
     run: fn(&Workspace) -> anyhow::Result<()>,
 }
 
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 12] = [
     Step { name: "fmt", shown: "cargo fmt --all --check", run: |w| cargo(w, &["fmt", "--all", "--check"]) },
     Step { name: "floors", shown: "cargo xtask floors", run: |_| floors::run(None) },
     Step { name: "tidy", shown: "cargo xtask tidy", run: |_| tidy::run() },
@@ -50,6 +50,7 @@ const STEPS: [Step; 11] = [
         run: loom,
     },
     Step { name: "release", shown: "cargo build --release", run: |w| cargo(w, &["build", "--locked", "--release"]) },
+    Step { name: "crash", shown: "cargo xtask crash, two minutes with every fault", run: |_| crash::pipeline() },
     Step { name: "demo", shown: "cargo run --release -- demo --exit", run: demo },
     Step {
         name: "bench",

@@ -65,6 +65,17 @@ fn minutes(text: &str) -> Result<f64, String> {
     if number.is_finite() && number > 0.0 { Ok(number) } else { Err("more than 0".to_owned()) }
 }
 
+/// What the pipeline runs, in minutes: with reading everything in the end about two in all.
+const PIPELINE: [(Kind, f64); 3] = [(Kind::None, 0.6), (Kind::WriteError, 0.2), (Kind::FullDisk, 0.2)];
+
+/// The bounded runs of the pipeline, one a fault, each with a seed of its own that a failure names.
+pub(crate) fn pipeline() -> anyhow::Result<()> {
+    for (fault, minutes) in PIPELINE {
+        run(&Arguments { minutes, seed: None, fault, keep: false, disk: None })?;
+    }
+    Ok(())
+}
+
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(missing) = fault::missing(arguments.fault) {
         return fault::skip(arguments.fault, missing);

@@ -164,11 +164,20 @@ pub(crate) struct Position {
     pub next: u64,
 }
 
-/// What `ack` answers, where it names deliveries; the contract leaves it open.
-#[derive(Debug, Default, Deserialize)]
-pub(crate) struct Acknowledged {
-    /// Those that were taken; `None` = all of them.
-    pub acked: Option<Vec<serde_json::Value>>,
+/// What `ack` answers.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Settled {
+    /// Deliveries that were no longer held: nothing was done about them.
+    #[serde(deserialize_with = "any_texts")]
+    pub unknown: Vec<String>,
+}
+
+fn any_texts<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
+    let text = |value| match value {
+        serde_json::Value::String(text) => text,
+        other => other.to_string(),
+    };
+    Ok(Vec::<serde_json::Value>::deserialize(input)?.into_iter().map(text).collect())
 }
 
 /// An event of a tail.

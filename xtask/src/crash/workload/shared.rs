@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::Actor;
 use crate::crash::client::{Answer, Ask};
-use crate::crash::history::{Delivery, Event, Outcome};
+use crate::crash::history::{Delivery, Event, Micros, Outcome};
 use crate::crash::plan::{ACK_TIMEOUT_MS, Group};
 use crate::crash::wire;
 
@@ -81,7 +81,7 @@ async fn settle(actor: &mut Actor, group: &Group, taken: Vec<String>, back: Vec<
     }
     let outcome = match actor.ask("ack", &[], Ask::post(format!("{path}/ack"), body)).await {
         Err(failed) => failed.outcome(),
-        Ok(answer) if answer.ok() => Outcome::Ok(acknowledged(&answer, &taken)),
+        Ok(answer) if answer.ok() => acknowledged(actor, start, &answer, &taken),
         Ok(answer) => answer.refusal(),
     };
     if !taken.is_empty() {
@@ -89,14 +89,17 @@ async fn settle(actor: &mut Actor, group: &Group, taken: Vec<String>, back: Vec<
     }
 }
 
-/// Those that the server took: all, unless it names them.
-fn acknowledged(answer: &Answer, taken: &[String]) -> Vec<String> {
-    let named = wire::parse::<wire::Acknowledged>(answer.text()).unwrap_or_default().acked;
-    let text = |value: serde_json::Value| match value {
-        serde_json::Value::String(text) => text,
-        other => other.to_string(),
-    };
-    named.map_or_else(|| taken.to_vec(), |named| named.into_iter().map(text).collect())
+/// Those that the server took; the others come again.
+fn acknowledged(actor: &Actor, start: Micros, answer: &Answer, taken: &[String]) -> Outcome<Vec<String>> {
+    match wire::parse::<wire::Settled>(answer.text()) {
+        Ok(wire::Settled { unknown }) => {
+            Outcome::Ok(taken.iter().filter(|id| !unknown.contains(id)).cloned().collect())
+        }
+        Err(what) => {
+            actor.misshapen("ack", start, what);
+            Outcome::Unknown
+        }
+    }
 }
 
 /// Takes and acknowledges until nothing came for longer than any delivery lasts; whether that was within `bound`.
