@@ -155,6 +155,16 @@ impl<'a> Object<'a> {
         serde_json::from_str(raw.get()).map_err(|error| malformed(&error, self.place_of(raw)))
     }
 
+    /// The fields of the object that `raw`, at `path`, is, whatever their names.
+    pub(crate) fn entries_of(&self, raw: &'a RawValue, path: &str) -> Result<Vec<(String, &'a RawValue)>, JsonError> {
+        if !raw.get().starts_with('{') {
+            return Err(invalid(path, "an object", raw));
+        }
+        let mut entries = Entries(Vec::new());
+        let read = serde_json::Deserializer::from_str(raw.get()).deserialize_map(&mut entries);
+        read.map(|()| entries.0).map_err(|error| malformed(&error, self.place_of(raw)))
+    }
+
     /// Where `raw` begins in the body, as (line, characters before it).
     fn place_of(&self, raw: &RawValue) -> (usize, usize) {
         // Both borrow from one allocation; a foreign `raw` would give the body's beginning.
@@ -228,6 +238,23 @@ impl<'a> Visitor<'a> for &mut FieldReader<'a, '_> {
             }
             let raw = map.next_value::<&'a RawValue>()?;
             self.fields.push((name, raw));
+        }
+        Ok(())
+    }
+}
+
+struct Entries<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'a> Visitor<'a> for &mut Entries<'a> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<(), M::Error> {
+        while let Some(entry) = map.next_entry::<String, &'a RawValue>()? {
+            self.0.push(entry);
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use tidegate_cdc::StreamService;
+use tidegate_cdc::group::GroupService;
 use tidegate_core::Clock;
 use tidegate_core::limit::Limit;
 use tidegate_lease::audit::Auditor;
@@ -47,6 +48,8 @@ pub struct Services {
     pub query: QueryService,
     /// Change streams. Their settings must be the query service's own cell.
     pub streams: StreamService,
+    /// Their consumer groups.
+    pub groups: GroupService,
     /// Who asks.
     pub auth: Authenticator,
     /// The configuration for `GET /v1/config`.

@@ -6,11 +6,13 @@
 mod http {
     pub(crate) mod auth;
     pub(crate) mod bad_input;
+    pub(crate) mod change;
     pub(crate) mod client;
     pub(crate) mod connection;
     pub(crate) mod operation;
     pub(crate) mod record;
     pub(crate) mod stream;
+    pub(crate) mod tail;
     pub(crate) mod tls;
     pub(crate) mod world;
 }

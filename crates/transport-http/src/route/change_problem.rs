@@ -2,6 +2,8 @@
 //! decides nothing; the causes stay in the log.
 
 use http::{HeaderName, HeaderValue};
+use tidegate_cdc::group::GroupError;
+use tidegate_cdc::record::gap_reason;
 use tidegate_cdc::{CreateError, PublishError, ReadError, StoreError, StreamError};
 use tidegate_core::{ErrorKind, Failure};
 
@@ -80,6 +82,49 @@ pub(super) fn read_problem(error: &ReadError) -> Problem {
             .with("earliest", earliest.0),
         ReadError::Capacity(error) => problem.with("limit", error.limit).with("current", error.current),
         ReadError::Stream(error) => with_stream(problem, error),
+        _ => problem,
+    }
+}
+
+pub(super) fn group_problem(error: &GroupError) -> Problem {
+    log_fault(error);
+    let problem = Problem::of(error);
+    match error {
+        GroupError::Exists { difference, .. } => problem.with("difference", difference.to_string()),
+        GroupError::Fenced { generation } => problem.with("generation", *generation),
+        GroupError::UnknownMember { member } => problem.with("member", member.to_string()),
+        GroupError::Regression { partition, committed, given } => {
+            problem.with("partition", partition.0).with("committed", committed.0).with("given", given.0)
+        }
+        GroupError::BeyondDelivered { partition, delivered, given } => {
+            problem.with("partition", partition.0).with("delivered", delivered.0).with("given", given.0)
+        }
+        GroupError::Gap { gap } => problem.with(
+            "gap",
+            serde_json::json!({
+                "partition": gap.partition.0,
+                "from": gap.from.0,
+                "to": gap.to.0,
+                "reason": gap_reason(gap.reason),
+            }),
+        ),
+        GroupError::Quota { limit, current } | GroupError::MemberQuota { limit, current } => {
+            problem.with("limit", *limit).with("current", *current)
+        }
+        GroupError::InvalidSpec { field, given, min, max } => {
+            problem.with("field", *field).with("given", *given).with("min", *min).with("max", *max)
+        }
+        GroupError::DeadLetterOfOrdered | GroupError::DeadLetterIsSource => problem.with("field", "dead_letter"),
+        GroupError::Invalid { field, given, limit } => {
+            problem.with("field", *field).with("given", *given).with("limit", *limit)
+        }
+        GroupError::OutOfRange { partition, asked, next, earliest } => problem
+            .with("partition", partition.0)
+            .with("asked", asked.0)
+            .with("next", next.0)
+            .with("earliest", earliest.0),
+        GroupError::Capacity(error) => problem.with("limit", error.limit).with("current", error.current),
+        GroupError::Stream(error) => with_stream(problem, error),
         _ => problem,
     }
 }

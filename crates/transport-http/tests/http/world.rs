@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
+use tidegate_cdc::group::GroupService;
 use tidegate_cdc::{StreamParts, StreamService};
 use tidegate_core::Clock;
 use tidegate_core::port::{ChangeLog, Durability, MetaStore, QuerySource};
@@ -103,6 +104,7 @@ impl Setup {
         });
         let services = Services {
             query,
+            groups: GroupService::new(streams.clone()),
             streams,
             auth: Authenticator::new(self.auth, Arc::clone(&self.clock)).unwrap(),
             config: Arc::clone(&config) as Arc<dyn ConfigView>,
