@@ -36,7 +36,7 @@ pub(super) enum CommandError {
     #[error("{0}")]
     Usage(&'static str),
     #[error("partition {partition} is not there; the stream has {partitions}")]
-    NoPartition { partition: u32, partitions: u64 },
+    NoPartition { partition: u32, partitions: usize },
     #[error("interrupted")]
     Interrupted,
 }

@@ -145,18 +145,11 @@ async fn list(client: &Client, json: bool) -> Result<(), CommandError> {
         }
         let page: StreamList = read(&body)?;
         rows.extend(page.streams.iter().map(|stream| {
-            let bounds = stream.bounds();
-            let sum = |of: fn(&crate::client::change::PartitionInfo) -> u64| {
-                if bounds.is_empty() {
-                    return "-".to_owned();
-                }
-                bounds.iter().fold(0_u64, |sum, bounds| sum.saturating_add(of(bounds))).to_string()
-            };
             vec![
                 stream.name.clone(),
-                stream.partitions().to_string(),
-                sum(|bounds| bounds.next.saturating_sub(bounds.earliest)),
-                sum(|bounds| bounds.bytes),
+                stream.partitions.len().to_string(),
+                stream.sum(|partition| partition.next.saturating_sub(partition.earliest)).to_string(),
+                stream.sum(|partition| partition.bytes).to_string(),
                 stream.compaction.clone().unwrap_or_default(),
                 stream.description.clone().unwrap_or_default(),
             ]
@@ -178,7 +171,7 @@ async fn show(client: &Client, stream: &str, json: bool) -> Result<(), CommandEr
         return say_json(&body);
     }
     let info: StreamInfo = read(&body)?;
-    let mut facts = vec![format!("stream       {}", info.name), format!("partitions   {}", info.partitions())];
+    let mut facts = vec![format!("stream       {}", info.name), format!("partitions   {}", info.partitions.len())];
     let retention = info.retention.unwrap_or_default();
     let kept: Vec<String> = [
         retention.records.map(|records| format!("{records} records")),
@@ -194,7 +187,7 @@ async fn show(client: &Client, stream: &str, json: bool) -> Result<(), CommandEr
             facts.push(format!("{what:<12} {}", crate::client::printable(value)));
         }
     }
-    let rows = info.bounds().iter().map(|bounds| {
+    let rows = info.partitions.iter().map(|bounds| {
         vec![
             bounds.partition.to_string(),
             bounds.earliest.to_string(),

@@ -44,13 +44,9 @@ pub struct RetentionSpec {
 #[derive(Debug, Clone, Deserialize)]
 pub struct StreamInfo {
     /// Its name.
-    #[serde(alias = "stream")]
     pub name: String,
-    /// Its partitions: how many, or each with its bounds.
-    pub partitions: Partitions,
-    /// Each partition with its bounds, where `partitions` is a number.
-    #[serde(default, alias = "positions")]
-    pub bounds: Vec<PartitionInfo>,
+    /// Its partitions with their bounds, in order.
+    pub partitions: Vec<PartitionInfo>,
     /// How much it keeps.
     #[serde(default)]
     pub retention: Option<RetentionSpec>,
@@ -66,33 +62,11 @@ pub struct StreamInfo {
 }
 
 impl StreamInfo {
-    /// Each partition with its bounds, where the server said them.
+    /// The sum over its partitions.
     #[must_use]
-    pub fn bounds(&self) -> &[PartitionInfo] {
-        match &self.partitions {
-            Partitions::Each(each) => each,
-            Partitions::Count(_) => &self.bounds,
-        }
+    pub fn sum(&self, of: fn(&PartitionInfo) -> u64) -> u64 {
+        self.partitions.iter().fold(0, |sum, partition| sum.saturating_add(of(partition)))
     }
-
-    /// How many partitions it has.
-    #[must_use]
-    pub fn partitions(&self) -> u64 {
-        match &self.partitions {
-            Partitions::Each(each) => each.len() as u64,
-            Partitions::Count(count) => *count,
-        }
-    }
-}
-
-/// Partitions in an answer.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-pub enum Partitions {
-    /// How many.
-    Count(u64),
-    /// Which, with their bounds.
-    Each(Vec<PartitionInfo>),
 }
 
 /// A partition's bounds.
@@ -115,12 +89,12 @@ pub struct StreamList {
     /// The streams.
     pub streams: Vec<StreamInfo>,
     /// Where the next page begins, if there is one.
-    #[serde(default, alias = "next_after")]
+    #[serde(default)]
     pub next: Option<String>,
 }
 
 /// What an append did.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Deserialize)]
 pub struct Appended {
     /// How many records.
     #[serde(default)]
@@ -128,6 +102,9 @@ pub struct Appended {
     /// Where they lie.
     #[serde(default)]
     pub appended: Vec<AppendedRange>,
+    /// Records that came too late and were left out, as the stream says.
+    #[serde(default)]
+    pub late: Vec<serde::de::IgnoredAny>,
 }
 
 /// Where records came to lie.
@@ -229,7 +206,7 @@ pub struct GroupSpec {
 #[derive(Debug, Clone, Deserialize)]
 pub struct GroupInfo {
     /// Its name.
-    #[serde(default, alias = "group")]
+    #[serde(default)]
     pub name: String,
     /// `ordered` or `shared`.
     #[serde(default)]
@@ -300,7 +277,7 @@ pub struct GroupList {
     /// The groups.
     pub groups: Vec<GroupInfo>,
     /// Where the next page begins, if there is one.
-    #[serde(default, alias = "next_after")]
+    #[serde(default)]
     pub next: Option<String>,
 }
 

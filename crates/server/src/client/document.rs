@@ -115,10 +115,10 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// The line of the request's body that it is about, from 1.
+    /// The record of the request's body that it is about, from 0.
     #[must_use]
-    pub fn line(&self) -> Option<u64> {
-        self.members.get("line")?.as_u64()
+    pub fn index(&self) -> Option<usize> {
+        self.members.get("index")?.as_u64().and_then(|index| usize::try_from(index).ok())
     }
 
     /// Whether the same request can succeed later.

@@ -24,8 +24,10 @@ pub struct Producer {
 /// What the server acknowledged.
 #[derive(Debug, Clone)]
 pub struct Acknowledged {
-    /// How many records.
+    /// How many records are there.
     pub count: u64,
+    /// How many came too late and were left out, as the stream says.
+    pub late: u64,
     /// Where they lie; `None` where the server had them already and did not say where.
     pub ranges: Option<Vec<AppendedRange>>,
     /// How often the batch was sent.
@@ -71,17 +73,15 @@ impl Producer {
                     self.patience.renew();
                     self.sequence += 1;
                     // A repeated batch may be answered without its places.
-                    let ranges = match answer.body.is_empty() {
-                        true => None,
-                        false => {
-                            let appended: Appended = answer.json()?;
-                            if appended.count != count && !appended.appended.is_empty() {
-                                return Err(ClientError::Protocol { what: "another count than was sent" });
-                            }
-                            Some(appended.appended).filter(|ranges| !ranges.is_empty())
-                        }
-                    };
-                    return Ok(Acknowledged { count, ranges, attempts });
+                    if answer.body.is_empty() {
+                        return Ok(Acknowledged { count, late: 0, ranges: None, attempts });
+                    }
+                    let appended: Appended = answer.json()?;
+                    let late = appended.late.len() as u64;
+                    if appended.count.saturating_add(late) != count {
+                        return Err(ClientError::Protocol { what: "another count than was sent" });
+                    }
+                    return Ok(Acknowledged { count: appended.count, late, ranges: Some(appended.appended), attempts });
                 }
                 Err(fault) => {
                     self.patience.wait(fault).await?;

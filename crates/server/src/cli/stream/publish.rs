@@ -206,7 +206,7 @@ async fn send(
 }
 
 fn refused(lines: &Lines, problem: Box<crate::client::Problem>) -> CommandError {
-    let line = problem.line().and_then(|line| lines.numbers.get(usize::try_from(line.checked_sub(1)?).ok()?)).copied();
+    let line = problem.index().and_then(|index| lines.numbers.get(index)).copied();
     let (first, last) = (lines.numbers.first().copied().unwrap_or(1), lines.numbers.last().copied().unwrap_or(1));
     CommandError::Batch { first, last, line, problem }
 }
@@ -226,10 +226,17 @@ impl Report {
     fn add(&mut self, done: &Acknowledged) -> Result<(), CommandError> {
         self.records += done.count;
         if self.json {
-            let document =
-                serde_json::json!({ "count": done.count, "appended": done.ranges, "attempts": done.attempts });
+            let document = serde_json::json!({
+                "count": done.count,
+                "appended": done.ranges,
+                "late": done.late,
+                "attempts": done.attempts,
+            });
             writeln!(io::stdout(), "{document}")?;
             return Ok(());
+        }
+        if done.late > 0 {
+            eprintln!("{} records came too late and were left out (the stream drops what is late)", done.late);
         }
         let Some(ranges) = &done.ranges else {
             writeln!(io::stdout(), "{} records that the server had already", done.count)?;

@@ -88,11 +88,11 @@ pub(super) async fn run(common: &ClientArgs, args: &TailArgs) -> Result<(), Comm
     let client = client(common, args.retries)?;
     let info: StreamInfo = client.stream_info(&args.stream).await?;
     let partitions: Vec<PartitionInfo> = match args.partition {
-        None => info.bounds().to_vec(),
-        Some(number) => info.bounds().iter().filter(|bounds| bounds.partition == number).copied().collect(),
+        None => info.partitions.clone(),
+        Some(number) => info.partitions.iter().filter(|bounds| bounds.partition == number).copied().collect(),
     };
     if let (Some(partition), true) = (args.partition, partitions.is_empty()) {
-        return Err(CommandError::NoPartition { partition, partitions: info.partitions() });
+        return Err(CommandError::NoPartition { partition, partitions: info.partitions.len() });
     }
     if partitions.len() > FOLLOWED_MAX {
         return Err(CommandError::Usage(

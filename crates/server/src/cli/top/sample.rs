@@ -46,14 +46,11 @@ pub(super) struct StreamRow {
 
 impl StreamRow {
     fn new(info: &StreamInfo) -> Self {
-        let sum = |of: fn(&crate::client::change::PartitionInfo) -> u64| {
-            info.bounds().iter().fold(0_u64, |sum, bounds| sum.saturating_add(of(bounds)))
-        };
         Self {
             name: info.name.clone(),
-            partitions: info.partitions(),
-            appended: sum(|bounds| bounds.next),
-            bytes: sum(|bounds| bounds.bytes),
+            partitions: info.partitions.len() as u64,
+            appended: info.sum(|partition| partition.next),
+            bytes: info.sum(|partition| partition.bytes),
             rate: None,
             groups: None,
         }
@@ -78,14 +75,10 @@ impl Sample {
         } else {
             (0..rows.len()).filter(|at| wanted.contains(&rows[*at].name)).take(CLOSE_MAX).collect()
         };
-        let bare: Vec<bool> = infos.iter().map(|info| info.bounds().is_empty()).collect();
-        let looked: Vec<(usize, Option<StreamRow>, Vec<GroupInfo>)> = stream::iter(close)
+        let looked: Vec<(usize, Vec<GroupInfo>)> = stream::iter(close)
             .map(|at| {
-                let (name, bare) = (rows[at].name.clone(), bare[at]);
-                async move {
-                    let row = if bare { Some(StreamRow::new(&client.stream_info(&name).await?)) } else { None };
-                    Ok::<_, ClientError>((at, row, groups(client, &name).await?))
-                }
+                let name = rows[at].name.clone();
+                async move { Ok::<_, ClientError>((at, groups(client, &name).await?)) }
             })
             .buffered(AT_A_TIME)
             // A stream that was removed between two questions is none any more.
@@ -95,10 +88,7 @@ impl Sample {
             })
             .try_collect()
             .await?;
-        for (at, row, groups) in looked {
-            if let Some(row) = row {
-                rows[at] = row;
-            }
+        for (at, groups) in looked {
             rows[at].groups = Some(groups);
         }
         Ok(Self { at: Instant::now(), streams: rows, more })
