@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde_json::Value;
-use tidegate_core::limit::{Bound, Limit, Settings};
 use tidegate_cdc::{StreamParts, StreamService};
+use tidegate_core::limit::{Bound, Limit, Settings};
 use tidegate_core::port::{AuditSink, ChangeLog, Durability, MetaStore, QuerySource, SourceError};
 use tidegate_core::system::{OsEntropy, SystemClock};
 use tidegate_core::time::Clock;
@@ -147,6 +147,7 @@ impl Server {
         };
         let services = Services {
             query,
+            groups: tidegate_cdc::group::GroupService::new(streams.clone()),
             streams,
             auth: authenticator,
             config: Arc::new(Shown(config.entries())),
@@ -167,7 +168,11 @@ impl Server {
     /// Serves until `shutdown`, then drains: see [`HttpServer::run`].
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         self.http.run(shutdown).await;
-        self.store.close().await;
+        // It writes what waits, which blocks.
+        let store = self.store;
+        if tokio::task::spawn_blocking(move || store.close()).await.is_err() {
+            tracing::error!("the log was not closed in good order; nothing that was acknowledged is lost");
+        }
         self.audit.close();
     }
 }
