@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, bail, ensure};
 use cargo_metadata::TargetKind;
 
+use crate::services;
 use crate::workspace::{self, Workspace};
 use measure::{Measure, with_ratios};
 
@@ -19,15 +20,26 @@ const PACKAGE: &str = "tidegate-benches";
 const SERVER_VARIABLE: &str = "TIDEGATE_BIN";
 /// A clock of the file system may be this coarse: a result this much older than the run's begin still belongs to it.
 const CLOCK_COARSENESS: Duration = Duration::from_secs(2);
+/// Where the peers' programs are; without it the benchmarks measure none.
+const PEERS_VARIABLE: &str = "TIDEGATE_BENCH_PEERS";
+const DURABLE_STREAMS: &str = "durable-streams 0.1.5 (wal, its default)";
+const NATS: &str = "NATS JetStream (file storage, sync always)";
+const REDIS: &str = "Redis streams (appendfsync always)";
 /// Peers that are measured beside us, by area. The bare loop is part of the benchmarks themselves.
-const PEERS: [(&str, &str); 0] = [];
+const PEERS: [(&str, &[&str]); 5] = [
+    ("append", &[DURABLE_STREAMS, NATS, REDIS]),
+    ("tail", &[DURABLE_STREAMS, NATS, REDIS]),
+    ("catchup", &[DURABLE_STREAMS]),
+    ("fanout", &[DURABLE_STREAMS]),
+    ("recovery", &[DURABLE_STREAMS]),
+];
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Run this area only: one bench target, such as `encode` or `query`.
     #[arg(long)]
     area: Option<String>,
-    /// Measure the other systems of the area too, where there are any.
+    /// Measure the other systems of the area too, where there are any; `cargo xtask services install --peers` gets them.
     #[arg(long)]
     peers: bool,
     /// Run nothing; report what the last run left behind.
@@ -53,25 +65,33 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             println!("{}", peers_line(&area.name));
         }
     }
+    let peers = services::peers::folder(&workspace.target);
+    let peers = Some(peers.as_path()).filter(|_| arguments.peers);
     let folder = workspace.target.join("bench");
     fs::create_dir_all(&folder)?;
     let mut since = SystemTime::UNIX_EPOCH;
     if !arguments.report {
+        if let Some(peers) = peers {
+            services::peers::require(peers)?;
+        }
         for path in measure::line_files(&folder)? {
             fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
         }
         since = SystemTime::now().checked_sub(CLOCK_COARSENESS).unwrap_or(since);
         if areas.iter().any(|area| area.server) {
-            cargo(&workspace, &["build", "--release"], &folder, arguments.peers)?;
+            cargo(&workspace, &["build", "--release"], &folder, peers)?;
         }
         for area in &areas {
             let name = area.name.as_str();
-            let words: &[&str] = if area.bench {
-                &["bench", "-p", PACKAGE, "--bench", name]
+            let mut words = if area.bench {
+                vec!["bench", "-p", PACKAGE, "--bench", name]
             } else {
-                &["run", "--release", "-p", PACKAGE, "--bin", name]
+                vec!["run", "--release", "-p", PACKAGE, "--bin", name]
             };
-            cargo(&workspace, words, &folder, arguments.peers)?;
+            if peers.is_some() {
+                words.extend(["--features", "peers"]);
+            }
+            cargo(&workspace, &words, &folder, peers)?;
         }
     }
     let mut measures = measure::criterion(&workspace.target.join("criterion"), since)?;
@@ -85,15 +105,16 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 /// Runs cargo; the benchmarks learn by the environment where their lines belong, where
-/// the server is, and whether to measure peers.
-fn cargo(workspace: &Workspace, words: &[&str], folder: &Path, peers: bool) -> anyhow::Result<()> {
+/// the server is, and where the peers are if they are to be measured.
+fn cargo(workspace: &Workspace, words: &[&str], folder: &Path, peers: Option<&Path>) -> anyhow::Result<()> {
     println!("\n=== cargo {}", words.join(" "));
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(words).current_dir(&workspace.root).stdin(Stdio::null()).env("TIDEGATE_BENCH_DIR", folder);
     command.env(SERVER_VARIABLE, workspace.target.join("release/tidegate"));
-    if peers {
-        command.env("TIDEGATE_BENCH_PEERS", "1");
-    }
+    match peers {
+        Some(peers) => command.env(PEERS_VARIABLE, peers),
+        None => command.env_remove(PEERS_VARIABLE),
+    };
     let status = command.status().context("running cargo")?;
     ensure!(status.success(), "cargo {}: {status}", words.join(" "));
     Ok(())
@@ -135,11 +156,9 @@ fn choose(areas: Vec<Area>, wanted: Option<&str>) -> anyhow::Result<Vec<Area>> {
 }
 
 fn peers_line(area: &str) -> String {
-    let peers: Vec<&str> = PEERS.iter().filter(|(of, _)| *of == area).map(|(_, peer)| *peer).collect();
-    if peers.is_empty() {
-        format!("peers of {area}: none; the bare loop that it is compared with is always measured")
-    } else {
-        format!("peers of {area}: {}", peers.join(", "))
+    match PEERS.iter().find(|(of, _)| *of == area) {
+        Some((_, peers)) => format!("peers of {area}: {}", peers.join(", ")),
+        None => format!("peers of {area}: none; the bare loop that it is compared with is always measured"),
     }
 }
 
@@ -164,5 +183,6 @@ mod tests {
     #[test]
     fn an_area_without_peers_says_so() {
         assert!(peers_line("encode").contains("none"));
+        assert!(peers_line("append").contains("NATS") && peers_line("append").contains("Redis"));
     }
 }

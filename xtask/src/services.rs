@@ -67,7 +67,8 @@ fn install_node() -> anyhow::Result<()> {
         apt_install(&missing)?;
     }
     for program in ["node", "npm"] {
-        let path = on_path(program).with_context(|| format!("apt-get installed {missing:?}, but there is no {program}"))?;
+        let path =
+            on_path(program).with_context(|| format!("apt-get installed {missing:?}, but there is no {program}"))?;
         println!("services: {program} {} in {}", version(&path)?, path.display());
     }
     Ok(())

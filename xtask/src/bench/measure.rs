@@ -3,7 +3,8 @@
 //!
 //! An end-to-end benchmark writes `<folder>/<name>.jsonl`, where the folder is in `TIDEGATE_BENCH_DIR` (`target/bench` when
 //! it is not set), one JSON object a line: `area`, `name`, `value`, `unit`, and if they apply `low` and `high` (the spread
-//! of the value), `higher_is_better` (false unless given) and `baseline` (the `name` of a line of the same area and unit).
+//! of the value), `higher_is_better` (false unless given) and `baseline` (the `name` of a line of the same area and unit); a point of a
+//! curve has `series` and `x` too.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -36,6 +37,12 @@ pub(crate) struct Measure {
     /// The name of the measure that this one is compared with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub baseline: Option<String>,
+    /// The curve that this is a point of, named after what `x` counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub series: Option<String>,
+    /// Where on that curve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub x: Option<f64>,
     /// How good it is as a share of its baseline: 1 is as good, 2 is twice as good. Computed, never read.
     #[serde(default, skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub ratio: Option<f64>,
@@ -139,6 +146,8 @@ fn of_criterion(benchmark: Benchmark, median: &Estimate) -> Measure {
         high: Some(interval.upper_bound),
         higher_is_better: false,
         baseline: None,
+        series: None,
+        x: None,
         ratio: None,
     };
     if let Some((amount, unit)) = benchmark.throughput.as_ref().and_then(amount_an_iteration) {

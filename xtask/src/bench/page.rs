@@ -1,4 +1,6 @@
-//! The page with plots: one HTML file that needs nothing else, bars drawn as inline SVG. It loads nothing from anywhere.
+//! The page with plots: one HTML file that needs nothing else, bars and curves drawn as inline SVG. It loads nothing from anywhere.
+
+mod curve;
 
 use std::fmt::Write as _;
 
@@ -10,7 +12,8 @@ const ROW_HEIGHT: f64 = 44.0;
 const STYLE: &str = ":root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;\
                      padding:0 1rem}h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}svg{width:100%;height:auto}\
                      text{font:13px system-ui,sans-serif;fill:currentColor}.ours{fill:#2a6fbb}.base{fill:#8a8a8a}\
-                     .spread{stroke:currentColor;stroke-width:2}";
+                     .spread{stroke:currentColor;stroke-width:2}.curve{fill:none;stroke:#2a6fbb;stroke-width:2}\
+                     .axis{stroke:#8a8a8a;stroke-width:1}";
 
 /// The whole page.
 pub(super) fn html(measures: &[Measure]) -> String {
@@ -21,7 +24,8 @@ pub(super) fn html(measures: &[Measure]) -> String {
          A line across a bar's end is the spread.</p>\n"
     );
     for (title, group) in groups(measures) {
-        let _ = writeln!(out, "<h2>{}</h2>\n{}", escape(&title), plot(&group));
+        let drawn = if group.iter().all(|measure| measure.x.is_some()) { curve::plot(&group) } else { plot(&group) };
+        let _ = writeln!(out, "<h2>{}</h2>\n{drawn}", escape(&title));
     }
     out.push_str("</html>\n");
     out
@@ -32,8 +36,9 @@ fn groups(measures: &[Measure]) -> Vec<(String, Vec<&Measure>)> {
     let mut groups: Vec<(String, Vec<&Measure>)> = Vec::new();
     for measure in measures {
         let better = if measure.higher_is_better { "longer is better" } else { "shorter is better" };
-        let title =
-            format!("{}: {} ({better})", measure.area, if measure.unit == "ns" { "time" } else { &measure.unit });
+        let of = measure.series.as_ref().map_or(String::new(), |series| format!(", by {series}"));
+        let unit = if measure.unit == "ns" { "time" } else { &measure.unit };
+        let title = format!("{}: {unit}{of} ({better})", measure.area);
         match groups.iter_mut().find(|(known, _)| *known == title) {
             Some((_, group)) => group.push(measure),
             None => groups.push((title, vec![measure])),
