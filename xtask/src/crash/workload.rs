@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use super::client::{Answer, Ask, Client, Failed};
 use super::history::{Event, Micros, Recorder};
 use super::plan::Plan;
+use reader::Follow;
 
 /// After an error a client waits this long at most, so that it neither spins nor sleeps through a life of the server.
 const PAUSE_MS: u64 = 30;
@@ -164,7 +165,10 @@ pub(crate) fn start(context: &Arc<Context>) -> JoinSet<()> {
     }
     tasks.spawn(durable::read(actor()));
     for stream in &context.plan.streams {
-        tasks.spawn(reader::tail(actor(), stream.clone()));
+        tasks.spawn(reader::tail(actor(), stream.clone(), Follow::One));
+        if stream.partitions > 1 {
+            tasks.spawn(reader::tail(actor(), stream.clone(), Follow::All));
+        }
         tasks.spawn(reader::pages(actor(), stream.clone()));
     }
     for group in &context.plan.groups {

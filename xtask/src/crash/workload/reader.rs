@@ -1,6 +1,7 @@
 //! Readers without a group: paged reads and tails by server-sent events, each from where it stopped. What they saw is gone from
 //! nowhere, so they never start again but by chance.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use http_body_util::BodyExt as _;
@@ -8,7 +9,7 @@ use tokio::time::timeout;
 
 use super::Actor;
 use crate::crash::client::{Answer, Ask};
-use crate::crash::history::{Event, Gap, Place, Read};
+use crate::crash::history::{Event, Place, Read};
 use crate::crash::plan::{Plan, Stream};
 use crate::crash::wire::{self, Events, ServerEvent};
 
@@ -106,30 +107,47 @@ async fn page(actor: &mut Actor, stream: &Stream, partition: u32, from: u64, lim
     }
 }
 
-/// A tail of one partition, resumed by Last-Event-ID.
-pub(super) async fn tail(mut actor: Actor, stream: Stream) {
+/// Which partitions a tail follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Follow {
+    One,
+    All,
+}
+
+/// Where a tail is: the last event's id, and the next offset of every partition.
+struct Tail {
+    stream: u16,
+    last: Option<String>,
+    next: Vec<u64>,
+}
+
+/// A tail, resumed by Last-Event-ID.
+pub(super) async fn tail(mut actor: Actor, stream: Stream, follow: Follow) {
     let partition = actor.random.u32(0..stream.partitions);
-    let place = Place { stream: stream.index, partition };
-    let mut from = 0;
+    let mut path = format!("{}/records", stream.path());
+    if follow == Follow::One {
+        path = format!("{path}?partition={partition}");
+    }
+    let mut at = Tail { stream: stream.index, last: None, next: vec![0; stream.partitions as usize] };
     while !actor.context.stopped() {
-        let path = format!("{}/records?partition={partition}", stream.path());
-        let ask = if from == 0 {
-            Ask::get(format!("{path}&from=0"))
-        } else {
-            Ask::get(path).with("last-event-id", format!("{partition}:{}", from - 1))
-        };
+        let mut ask = Ask::get(path.clone()).with("accept", "text/event-stream");
+        if let Some(last) = &at.last {
+            ask = ask.with("last-event-id", last);
+        }
         let start = actor.now();
-        let response = actor.client.send(ask.with("accept", "text/event-stream")).await;
-        let Ok(response) = response else {
+        let Ok(response) = actor.client.send(ask).await else {
             actor.pause().await;
             continue;
         };
-        if response.status().as_u16() == 416 {
-            actor.note(start, Event::OutOfRange { place, from });
+        let status = response.status().as_u16();
+        if status == 416 && follow == Follow::One {
+            let place = Place { stream: stream.index, partition };
+            actor.note(start, Event::OutOfRange { place, from: at.next[partition as usize] });
         }
-        if !response.status().is_success() {
-            if !matches!(response.status().as_u16(), 416 | 429 | 503) {
-                actor.misshapen("tail", start, format!("status {}", response.status()));
+        if status != 200 {
+            let usual = matches!(status, 416 | 429 | 503) || (actor.context.faults && status >= 500);
+            if !usual {
+                actor.misshapen("tail", start, format!("status {status} after {:?}", at.last));
             }
             actor.pause().await;
             continue;
@@ -141,13 +159,8 @@ pub(super) async fn tail(mut actor: Actor, stream: Stream) {
             let Ok(frame) = timeout(LOOK_UP, body.frame()).await else { continue };
             let Some(Ok(frame)) = frame else { break };
             let events = frame.data_ref().map(|piece| events.push(piece)).unwrap_or_default();
-            match read(place, from, &events) {
-                Ok(read) if read.seen.is_empty() && read.gaps.is_empty() => {}
-                Ok(read) => {
-                    let next = read.seen.last().map(|seen| seen.offset + 1);
-                    from = from.max(next.unwrap_or(0)).max(read.gaps.last().map_or(0, |gap| gap.to));
-                    actor.note(start, Event::Read(read));
-                }
+            match at.takes(&events) {
+                Ok(reads) => reads.into_iter().for_each(|read| actor.note(start, Event::Read(read))),
                 Err(what) => actor.misshapen("tail", start, what),
             }
         }
@@ -155,26 +168,61 @@ pub(super) async fn tail(mut actor: Actor, stream: Stream) {
     }
 }
 
-/// What a piece of a tail says.
-fn read(place: Place, from: u64, events: &[ServerEvent]) -> Result<Read, String> {
-    let mut read = Read { place, from, seen: Vec::new(), gaps: Vec::new(), next: None };
-    for event in events {
-        match event.event.as_str() {
-            "record" => {
-                let record: wire::Record = wire::parse(&event.data)?;
-                let id = format!("{}:{}", record.partition, record.offset);
-                if record.partition != place.partition || id != event.id {
-                    return Err(format!("event id {} for record {id}", event.id));
+impl Tail {
+    /// What a piece of a tail says, by partition; the tail stands behind it then.
+    fn takes(&mut self, events: &[ServerEvent]) -> Result<Vec<Read>, String> {
+        let mut reads: BTreeMap<u32, Read> = BTreeMap::new();
+        for event in events {
+            let (partition, next) = match event.event.as_str() {
+                "record" => {
+                    let record: wire::Record = wire::parse(&event.data)?;
+                    let id = format!("{}:{}", record.partition, record.offset);
+                    if id != event.id {
+                        return Err(format!("event id {} for record {id}", event.id));
+                    }
+                    self.read(&mut reads, record.partition)?.seen.push(record.seen());
+                    (record.partition, record.offset + 1)
                 }
-                read.seen.push(record.seen());
+                "gap" => {
+                    let gap: wire::GapLine = wire::parse(&event.data)?;
+                    self.read(&mut reads, gap.partition)?.gaps.push(gap.gap());
+                    (gap.partition, gap.to)
+                }
+                // A last word, not about records.
+                _ => continue,
+            };
+            if !event.id.is_empty() {
+                self.last = Some(event.id.clone());
             }
-            "gap" => {
-                let gap: wire::GapLine = wire::parse(&event.data)?;
-                read.gaps.push(Gap { from: gap.from, to: gap.to, reason: gap.reason });
-            }
-            // Whatever else there is says nothing about records.
-            _ => {}
+            self.next[partition as usize] = next;
         }
+        Ok(reads.into_values().collect())
     }
-    Ok(read)
+
+    fn read<'a>(&self, reads: &'a mut BTreeMap<u32, Read>, partition: u32) -> Result<&'a mut Read, String> {
+        let place = Place { stream: self.stream, partition };
+        let from = *self.next.get(partition as usize).ok_or_else(|| format!("partition {partition}"))?;
+        let new = || Read { place, from, seen: Vec::new(), gaps: Vec::new(), next: None };
+        Ok(reads.entry(partition).or_insert_with(new))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tail_of_all_partitions_stands_behind_its_last_event() {
+        let record = |partition: u32, offset: u64| ServerEvent {
+            event: "record".to_owned(),
+            id: format!("{partition}:{offset}"),
+            data: format!("{{\"partition\":{partition},\"offset\":{offset},\"value\":1}}"),
+        };
+        let mut tail = Tail { stream: 3, last: None, next: vec![0, 4] };
+        let reads = tail.takes(&[record(0, 0), record(1, 4), record(0, 1)]).unwrap();
+        assert_eq!((reads[0].from, reads[0].seen.len(), reads[1].from), (0, 2, 4));
+        assert_eq!((tail.last.as_deref(), &tail.next[..]), (Some("0:1"), &[2, 5][..]));
+        assert!(tail.takes(&[record(2, 0)]).is_err());
+        assert!(tail.takes(&[ServerEvent { id: "0:9".to_owned(), ..record(0, 2) }]).is_err());
+    }
 }
