@@ -13,6 +13,7 @@ use crate::config::{ConfigError, Flags, Inputs, load};
 use crate::serve::{Server, Signals, StartError, install_metrics, log_to_stderr};
 
 pub mod data;
+mod group;
 mod narrator;
 mod query_stream;
 
@@ -43,6 +44,12 @@ pub enum DemoError {
     /// The writer's own connection failed.
     #[error("the writer's transaction failed")]
     Writer(#[source] rusqlite::Error),
+    /// A member's process failed.
+    #[error("a member of the group cannot be run")]
+    Member(#[source] io::Error),
+    /// The system gives no randomness.
+    #[error("the system gives no randomness for a producer's id")]
+    Entropy(#[source] tidegate_core::port::EntropyUnavailable),
     /// The system does not let this process hear Ctrl-C.
     #[error("signals cannot be heard")]
     Signals(#[source] io::Error),
@@ -87,7 +94,13 @@ pub trait Scene: Send + Sync {
 }
 
 fn scenes() -> Vec<Box<dyn Scene>> {
-    vec![Box::new(query_stream::QueryStreamScene)]
+    vec![Box::new(query_stream::QueryStreamScene), Box::new(group::GroupScene)]
+}
+
+/// What the story promises; if it is not so, the demo ends.
+fn promise(what: &'static str, expected: impl ToString, found: impl ToString) -> Result<(), DemoError> {
+    let (expected, found) = (expected.to_string(), found.to_string());
+    if expected == found { Ok(()) } else { Err(DemoError::Broken { promise: what, expected, found }) }
 }
 
 /// Runs the command. The log is silent but for warnings, so that the story can be read.

@@ -7,7 +7,7 @@ use rusqlite::{Connection, params};
 use sha2::{Digest, Sha256};
 
 use super::narrator::{Narrator, bytes, count, rate, time};
-use super::{DemoError, Scene, Stage, data};
+use super::{DemoError, Scene, Stage, data, promise};
 use crate::client::{Client, Event, QueryRequest, QueryStream, RowShape, Summary};
 
 const SQL: &str = "select * from city order by id";
@@ -44,11 +44,6 @@ async fn drain(mut stream: QueryStream, mut own: Own) -> Result<(Summary, String
             Event::End(summary) => return Ok((summary, own.hex())),
         }
     }
-}
-
-fn promise(what: &'static str, expected: impl ToString, found: impl ToString) -> Result<(), DemoError> {
-    let (expected, found) = (expected.to_string(), found.to_string());
-    if expected == found { Ok(()) } else { Err(DemoError::Broken { promise: what, expected, found }) }
 }
 
 /// What commits between the cut and the resume: (changed, deleted, added).
