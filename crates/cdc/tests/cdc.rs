@@ -5,6 +5,12 @@
 mod fault;
 #[path = "cdc/follow.rs"]
 mod follow;
+#[path = "cdc/group_ordered.rs"]
+mod group_ordered;
+#[path = "cdc/group_shared.rs"]
+mod group_shared;
+#[path = "cdc/group_world.rs"]
+mod group_world;
 #[path = "cdc/identity.rs"]
 mod identity;
 #[path = "cdc/late.rs"]

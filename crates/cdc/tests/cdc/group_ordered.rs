@@ -1,0 +1,585 @@
+//! Ordered groups: who holds what, where each partition is, what is committed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tidegate_cdc::group::{CreatedGroup, GroupError, GroupMode, GroupSpec, GroupStart, OnGap, SeekTo};
+use tidegate_core::port::Retention;
+use tidegate_core::position::{GapReason, Offset};
+use tidegate_testkit::wait::until;
+use tidegate_testkit::{block_on, within};
+
+use crate::group_world::{Groups, code, offsets, places, stamp};
+use crate::world::{name, placed, spec};
+
+#[test]
+fn each_partition_of_an_all_partition_poll_goes_on_from_its_own_position() {
+    block_on(async {
+        let groups = Groups::new(3, GroupSpec::default()).await;
+        groups.fill(0, 10).await;
+        groups.fill(2, 4).await;
+        let polled = groups.poll(None, 100).await.unwrap();
+        assert_eq!(polled.delivered, BTreeMap::from([(0, 10), (2, 4)]));
+        groups.commit(None, &[(0, 10)]).await.unwrap();
+        // Partition 1 was never committed: its first records are below every other position and come all the same.
+        groups.fill(1, 3).await;
+        assert_eq!(places(&groups.poll(None, 100).await.unwrap()), [(1, 0), (1, 1), (1, 2)]);
+        assert_eq!(groups.committed().await, [10, 0, 0]);
+    });
+}
+
+#[test]
+fn a_limit_neither_skips_nor_repeats_a_record_and_never_starves_a_partition() {
+    block_on(async {
+        let groups = Groups::new(4, GroupSpec::default()).await;
+        for (partition, count) in [(0, 40), (1, 7), (3, 19)] {
+            groups.fill(partition, count).await;
+        }
+        let mut seen = BTreeMap::<u32, Vec<u64>>::new();
+        let mut polls = 0;
+        loop {
+            let polled = groups.poll(None, 5).await.unwrap();
+            if polled.records.is_empty() {
+                break;
+            }
+            assert!(polled.records.len() <= 5);
+            polls += 1;
+            for (partition, offset) in places(&polled) {
+                seen.entry(partition).or_default().push(offset);
+            }
+            if polls == 4 {
+                assert_eq!(seen.len(), 3, "after four polls every partition that has records gave some: {seen:?}");
+            }
+        }
+        for (partition, count) in [(0, 40), (1, 7), (3, 19)] {
+            assert_eq!(seen[&partition], (0..count).collect::<Vec<u64>>());
+        }
+    });
+}
+
+#[test]
+fn records_of_one_transaction_that_a_limit_splits_all_come() {
+    block_on(async {
+        let groups = Groups::new(1, GroupSpec::default()).await;
+        // One append is one transaction: all its records share their place among the appends.
+        groups.world.publish("s", (0..10).map(|value| placed(0, value)).collect()).await;
+        let mut seen = Vec::new();
+        for _ in 0..4 {
+            let polled = groups.poll(None, 3).await.unwrap();
+            seen.extend(offsets(&polled));
+            groups.commit(None, &[(0, polled.delivered[&0])]).await.unwrap();
+        }
+        assert_eq!(seen, (0..10).collect::<Vec<u64>>());
+    });
+}
+
+#[test]
+fn a_commit_never_goes_back_nor_beyond_what_was_delivered_and_is_all_or_nothing() {
+    block_on(async {
+        let groups = Groups::new(2, GroupSpec::default()).await;
+        groups.fill(0, 10).await;
+        groups.fill(1, 10).await;
+        assert_eq!(code(groups.commit(None, &[(0, 1)]).await), "offset_beyond_delivered");
+        groups.poll(None, 8).await.unwrap();
+        groups.commit(None, &[(0, 4), (1, 2)]).await.unwrap();
+        groups.commit(None, &[(0, 4)]).await.unwrap();
+        assert_eq!(code(groups.commit(None, &[(1, 4), (0, 3)]).await), "offset_regression");
+        // The tail is no bound: what was delivered is.
+        assert_eq!(code(groups.commit(None, &[(0, 4), (1, 5)]).await), "offset_beyond_delivered");
+        for absurd in [11, 1 << 63, u64::MAX] {
+            assert_eq!(code(groups.commit(None, &[(0, absurd)]).await), "offset_beyond_delivered");
+        }
+        assert_eq!(code(groups.commit(None, &[(0, 4), (2, 0)]).await), "partition_not_found");
+        assert_eq!(groups.committed().await, [4, 2]);
+        groups.commit(None, &[]).await.unwrap();
+    });
+}
+
+#[test]
+fn a_commit_is_what_was_delivered_not_the_tail() {
+    block_on(async {
+        let mut groups = Groups::new(1, GroupSpec::default()).await;
+        groups.fill(0, 3).await;
+        let polled = groups.poll(None, 100).await.unwrap();
+        groups.fill(0, 5).await;
+        groups.commit(None, &[(0, polled.delivered[&0])]).await.unwrap();
+        groups.restart();
+        assert_eq!(offsets(&groups.poll(None, 100).await.unwrap()), [3, 4, 5, 6, 7]);
+    });
+}
+
+#[test]
+fn reading_never_commits() {
+    block_on(async {
+        let mut groups = Groups::new(1, GroupSpec::default()).await;
+        groups.fill(0, 3).await;
+        groups.poll(None, 2).await.unwrap();
+        assert_eq!(groups.committed().await, [0]);
+        groups.restart();
+        assert_eq!(groups.committed().await, [0]);
+    });
+}
+
+#[test]
+fn after_a_restart_a_commit_of_what_was_delivered_before_is_granted_and_what_is_not_committed_comes_again() {
+    block_on(async {
+        let mut groups = Groups::new(1, GroupSpec::default()).await;
+        groups.fill(0, 10).await;
+        let member = groups.join().await;
+        groups.poll(Some(&member), 6).await.unwrap();
+        groups.commit(Some(&member), &[(0, 2)]).await.unwrap();
+        groups.restart();
+        assert_eq!(code(groups.commit(Some(&member), &[(0, 7)]).await), "offset_beyond_delivered");
+        groups.commit(Some(&member), &[(0, 5)]).await.unwrap();
+        // Whether the answer of the last poll arrived, nobody knows.
+        assert_eq!(offsets(&groups.poll(Some(&member), 2).await.unwrap()), [5, 6]);
+        assert_eq!(code(groups.commit(Some(&member), &[(0, 8)]).await), "offset_beyond_delivered");
+    });
+}
+
+#[test]
+fn two_members_never_hold_one_partition_and_an_old_generation_is_fenced() {
+    block_on(async {
+        let groups = Groups::new(4, GroupSpec::default()).await;
+        for partition in 0..4 {
+            groups.fill(partition, 10).await;
+        }
+        let mut ann = groups.join().await;
+        assert_eq!(ann.partitions, [0, 1, 2, 3]);
+        assert_eq!(groups.poll(Some(&ann), 40).await.unwrap().records.len(), 40);
+        groups.commit(Some(&ann), &[(0, 3), (1, 3), (2, 3), (3, 3)]).await.unwrap();
+        let ben = groups.join().await;
+        assert!(ben.generation > ann.generation);
+        assert_eq!(code(groups.poll(Some(&ann), 1).await), "fenced");
+        assert_eq!(code(groups.commit(Some(&ann), &[(0, 5)]).await), "fenced");
+        groups.heartbeat(&mut ann).await.unwrap();
+        assert_eq!(ann.generation, ben.generation);
+        assert_eq!((ann.partitions.len(), ben.partitions.len()), (2, 2));
+        let all: BTreeSet<u32> = ann.partitions.iter().chain(&ben.partitions).copied().collect();
+        assert_eq!(all.len(), 4);
+        // What stayed goes on and can be committed up to what was delivered; what moved restarts at what was committed.
+        assert!(groups.poll(Some(&ann), 40).await.unwrap().records.is_empty());
+        let kept = ann.partitions[0];
+        groups.commit(Some(&ann), &[(kept, 10)]).await.unwrap();
+        let moved = ben.partitions[0];
+        assert_eq!(code(groups.commit(Some(&ann), &[(moved, 5)]).await), "fenced");
+        assert_eq!(code(groups.commit(Some(&ben), &[(moved, 5)]).await), "offset_beyond_delivered");
+        let polled = groups.poll(Some(&ben), 40).await.unwrap();
+        assert_eq!(polled.records.len(), 14);
+        assert!(polled.records.iter().all(|one| one.record.offset >= Offset(3)));
+        // Who is no member gets nothing where there are members.
+        assert_eq!(code(groups.poll(None, 1).await), "fenced");
+        assert_eq!(code(groups.commit(None, &[(0, 3)]).await), "fenced");
+        let mut nobody = ben.clone();
+        nobody.member = "0".repeat(32).into();
+        assert_eq!(code(groups.poll(Some(&nobody), 1).await), "unknown_member");
+        nobody = ben.clone();
+        nobody.generation += 1;
+        assert_eq!(code(groups.heartbeat(&mut nobody).await), "fenced");
+    });
+}
+
+#[test]
+fn a_silent_member_is_removed_after_its_session_and_a_step_of_the_wall_clock_removes_nobody() {
+    block_on(async {
+        let groups = Groups::new(2, GroupSpec { session_ms: 1_000, ..GroupSpec::default() }).await;
+        let silent = groups.join().await;
+        let mut alive = groups.join().await;
+        groups.world.clock.step_wall_clock(tidegate_core::Timestamp::from_unix_ms(4_000_000_000_000));
+        for _ in 0..3 {
+            groups.heartbeat(&mut alive).await.unwrap();
+            assert_eq!(alive.partitions.len(), 1);
+            groups.advance(333);
+        }
+        groups.advance(1);
+        // Nobody asked: the group's own timer removed it.
+        within("the silent member is gone", async {
+            loop {
+                groups.heartbeat(&mut alive).await.unwrap();
+                if alive.partitions.len() == 2 {
+                    break;
+                }
+            }
+        })
+        .await;
+        assert_eq!(code(groups.poll(Some(&silent), 1).await), "unknown_member");
+        groups.service.leave(&groups.world.ann, &name("s"), &name("g"), &alive.member).await.unwrap();
+        assert_eq!(code(groups.heartbeat(&mut alive).await), "unknown_member");
+        // Without members it may be polled by anybody again, and the generation never comes back.
+        assert!(groups.poll(None, 1).await.unwrap().generation > alive.generation);
+    });
+}
+
+#[test]
+fn members_are_known_after_a_restart_and_have_a_whole_session() {
+    block_on(async {
+        let mut groups = Groups::new(2, GroupSpec { session_ms: 1_000, ..GroupSpec::default() }).await;
+        let mut member = groups.join().await;
+        groups.advance(900);
+        groups.restart();
+        groups.heartbeat(&mut member).await.unwrap();
+        groups.restart();
+        // Read for the first time after the restart: the session runs from here.
+        assert_eq!(groups.poll(Some(&member), 1).await.unwrap().generation, member.generation);
+        groups.advance(999);
+        groups.heartbeat(&mut member).await.unwrap();
+        groups.advance(1_000);
+        assert_eq!(code(groups.heartbeat(&mut member).await), "unknown_member");
+    });
+}
+
+#[test]
+fn a_waiting_poll_is_woken_by_a_record_and_fenced_at_once_by_a_new_generation() {
+    block_on(async {
+        let groups = Groups::new(1, GroupSpec { session_ms: 1_000, ..GroupSpec::default() }).await;
+        let ann = groups.join().await;
+        let (polled, ()) = tokio::join!(groups.poll_as(Some(stamp(&ann)), 10, 60_000), async {
+            groups.world.clock.wait_for_waiters(2).await;
+            // It waits for longer than a session, and is alive for as long as it waits.
+            for _ in 0..9 {
+                groups.advance(350);
+                until("the member was seen", async || {
+                    let described = groups.service.describe(&groups.world.ann, &name("s"), &name("g")).await.unwrap();
+                    described.members[0].last_seen == groups.world.clock_time()
+                })
+                .await;
+            }
+            groups.fill(0, 1).await;
+        });
+        assert_eq!(offsets(&polled.unwrap()), [0]);
+        let (polled, later) = tokio::join!(groups.poll_as(Some(stamp(&ann)), 10, 60_000), async {
+            groups.world.clock.wait_for_waiters(2).await;
+            // With one partition the second member gets none: nothing changes hands, nobody is fenced.
+            let later = groups.join().await;
+            groups.fill(0, 1).await;
+            later
+        });
+        assert_eq!((offsets(&polled.unwrap()), later.generation), (vec![1], ann.generation));
+        let (ann, stream, group) = (&groups.world.ann, name("s"), name("g"));
+        let (fenced, ()) = tokio::join!(groups.poll_as(Some(stamp(&later)), 10, 60_000), async {
+            groups.world.clock.wait_for_waiters(2).await;
+            let first = groups.service.describe(ann, &stream, &group).await.unwrap().members;
+            let first = first.iter().find(|member| !member.partitions.is_empty()).unwrap();
+            groups.service.leave(ann, &stream, &group, &first.member).await.unwrap();
+        });
+        assert_eq!(code(fenced), "fenced");
+    });
+}
+
+#[test]
+fn a_seek_fences_a_waiting_poll_and_members_go_on_after_a_heartbeat() {
+    block_on(async {
+        let groups = Groups::new(1, GroupSpec::default()).await;
+        groups.fill(0, 5).await;
+        let mut ann = groups.join().await;
+        groups.poll(Some(&ann), 10).await.unwrap();
+        groups.commit(Some(&ann), &[(0, 5)]).await.unwrap();
+        let (fenced, sought) = tokio::join!(groups.poll_as(Some(stamp(&ann)), 10, 60_000), async {
+            groups.world.clock.wait_for_waiters(2).await;
+            groups.service.seek(&groups.world.ann, &name("s"), &name("g"), SeekTo::Positions([(0, 2)].into())).await
+        });
+        assert_eq!(sought.unwrap(), BTreeMap::from([(0, 2)]));
+        assert_eq!(code(fenced), "fenced");
+        assert_eq!(code(groups.commit(Some(&ann), &[(0, 5)]).await), "fenced");
+        groups.heartbeat(&mut ann).await.unwrap();
+        assert_eq!(groups.committed().await, [2]);
+        assert_eq!(offsets(&groups.poll(Some(&ann), 10).await.unwrap()), [2, 3, 4]);
+    });
+}
+
+#[test]
+fn a_seek_goes_to_either_end_or_to_a_time_and_nowhere_else() {
+    block_on(async {
+        let groups = Groups::new(2, GroupSpec { start: GroupStart::Latest, ..GroupSpec::default() }).await;
+        groups.fill(0, 3).await;
+        groups.advance(1_000);
+        let later = groups.world.clock_time();
+        groups.fill(0, 2).await;
+        let seek = async |to| groups.service.seek(&groups.world.ann, &name("s"), &name("g"), to).await;
+        assert_eq!(seek(SeekTo::Time(later)).await.unwrap(), BTreeMap::from([(0, 3), (1, 0)]));
+        assert_eq!(seek(SeekTo::Latest).await.unwrap(), BTreeMap::from([(0, 5), (1, 0)]));
+        assert!(groups.poll(None, 10).await.unwrap().records.is_empty());
+        assert_eq!(seek(SeekTo::Earliest).await.unwrap(), BTreeMap::from([(0, 0), (1, 0)]));
+        for offset in [6, 1 << 63, u64::MAX] {
+            assert_eq!(code(seek(SeekTo::Positions([(0, offset)].into())).await), "offset_out_of_range");
+        }
+        groups.trim(0, 2).await;
+        assert_eq!(code(seek(SeekTo::Positions([(0, 1)].into())).await), "offset_out_of_range");
+        assert_eq!(code(seek(SeekTo::Positions([(7, 0)].into())).await), "partition_not_found");
+        assert_eq!(groups.committed().await, [0, 0]);
+        assert_eq!(seek(SeekTo::Positions([(0, 2)].into())).await.unwrap(), BTreeMap::from([(0, 2)]));
+    });
+}
+
+#[test]
+fn a_gap_is_reported_once_to_each_group_with_exact_bounds() {
+    block_on(async {
+        let retention = Retention { records: Some(4), ..Retention::default() };
+        let groups = Groups::over(tidegate_cdc::StreamSpec { retention, ..spec(1) }).await;
+        for group in ["g", "h"] {
+            groups.service.create(&groups.world.ann, &name("s"), &name(group), &GroupSpec::default()).await.unwrap();
+        }
+        groups.fill(0, 4).await;
+        assert_eq!(groups.poll(None, 2).await.unwrap().records.len(), 2);
+        groups.commit(None, &[(0, 1)]).await.unwrap();
+        groups.fill(0, 6).await;
+        let polled = groups.poll(None, 100).await.unwrap();
+        let gap = polled.gaps[0];
+        assert_eq!((gap.from.0, gap.to.0, gap.reason, polled.gaps.len()), (2, 6, GapReason::Retention, 1));
+        assert_eq!(offsets(&polled), [6, 7, 8, 9]);
+        assert_eq!(polled.delivered[&0], 10);
+        let again = groups.poll(None, 100).await.unwrap();
+        assert!(again.gaps.is_empty() && again.records.is_empty());
+        // Neither the first poll of a group nor another group's has an effect on what the next one is told.
+        let request = tidegate_cdc::group::PollRequest { member: None, limit: 9, max_bytes: 9_999, wait_ms: 0 };
+        let other = groups.service.poll(&groups.world.ann, &name("s"), &name("h"), request).await.unwrap();
+        assert_eq!((other.gaps[0].from.0, other.gaps[0].to.0), (0, 6));
+        // A group that begins now begins at what is there, and has lost nothing.
+        groups.service.create(&groups.world.ann, &name("s"), &name("i"), &GroupSpec::default()).await.unwrap();
+        let described = groups.service.describe(&groups.world.ann, &name("s"), &name("i")).await.unwrap();
+        assert_eq!((described.positions[0].committed, described.positions[0].lag), (6, 4));
+    });
+}
+
+#[test]
+fn a_group_that_stops_at_gaps_delivers_what_is_before_and_then_refuses_until_somebody_seeks() {
+    block_on(async {
+        let groups = Groups::new(2, GroupSpec { on_gap: OnGap::Stop, ..GroupSpec::default() }).await;
+        groups.fill(0, 10).await;
+        groups.fill(1, 100).await;
+        groups.trim(0, 4).await;
+        for _ in 0..5 {
+            let error = groups.poll(None, 2).await.unwrap_err();
+            let GroupError::Gap { gap } = error else { panic!("{error:?}") };
+            assert_eq!((gap.from.0, gap.to.0, gap.reason), (0, 4, GapReason::Trim));
+        }
+        groups.service.seek(&groups.world.ann, &name("s"), &name("g"), SeekTo::Positions([(0, 4)].into())).await.unwrap();
+        assert!(groups.poll(None, 2).await.unwrap().gaps.is_empty());
+    });
+}
+
+#[test]
+fn the_oldest_that_is_there_is_each_partitions_own() {
+    block_on(async {
+        let groups = Groups::new(2, GroupSpec::default()).await;
+        groups.fill(0, 10).await;
+        groups.fill(1, 3).await;
+        groups.trim(0, 7).await;
+        let described = groups.service.describe(&groups.world.ann, &name("s"), &name("g")).await.unwrap();
+        let told: Vec<_> = described.positions.iter().map(|one| (one.earliest, one.next, one.lag)).collect();
+        assert_eq!(told, [(7, 10, 3), (0, 3, 3)]);
+    });
+}
+
+#[test]
+fn absurd_bounds_of_a_poll_are_refused_and_an_empty_wait_ends() {
+    block_on(async {
+        let groups = Groups::new(1, GroupSpec::default()).await;
+        let request = tidegate_cdc::group::PollRequest { member: None, limit: 1, max_bytes: 1, wait_ms: 0 };
+        let bad = [
+            tidegate_cdc::group::PollRequest { limit: 0, ..request.clone() },
+            tidegate_cdc::group::PollRequest { limit: u32::MAX, ..request.clone() },
+            tidegate_cdc::group::PollRequest { max_bytes: 0, ..request.clone() },
+            tidegate_cdc::group::PollRequest { max_bytes: u64::MAX, ..request.clone() },
+            tidegate_cdc::group::PollRequest { wait_ms: u64::MAX, ..request.clone() },
+        ];
+        for request in bad {
+            let answer = groups.service.poll(&groups.world.ann, &name("s"), &name("g"), request).await;
+            assert_eq!(code(answer), "invalid_field");
+        }
+        let (polled, ()) = tokio::join!(groups.poll_as(None, 1, 50), async {
+            groups.world.clock.wait_for_waiters(2).await;
+            groups.world.clock.advance(Duration::from_millis(50));
+        });
+        assert!(polled.unwrap().records.is_empty());
+        // One record at least, however small the bound.
+        groups.fill(0, 3).await;
+        let request = tidegate_cdc::group::PollRequest { limit: 3, ..request };
+        let one = groups.service.poll(&groups.world.ann, &name("s"), &name("g"), request).await.unwrap();
+        assert_eq!(offsets(&one), [0]);
+    });
+}
+
+#[test]
+fn a_poll_that_is_dropped_at_any_moment_loses_nothing() {
+    block_on(async {
+        let groups = Groups::new(2, GroupSpec::default()).await;
+        groups.fill(0, 30).await;
+        groups.fill(1, 30).await;
+        let mut seen = BTreeSet::new();
+        for steps in 0..60 {
+            let mut poll = Box::pin(groups.poll(None, 3));
+            let mut done = None;
+            for _ in 0..steps % 20 {
+                match futures::poll!(&mut poll) {
+                    std::task::Poll::Ready(polled) => {
+                        done = Some(polled.unwrap());
+                        break;
+                    }
+                    std::task::Poll::Pending => tokio::task::yield_now().await,
+                }
+            }
+            drop(poll);
+            seen.extend(done.iter().flat_map(places));
+        }
+        loop {
+            let polled = groups.poll(None, 7).await.unwrap();
+            if polled.records.is_empty() {
+                break;
+            }
+            seen.extend(places(&polled));
+        }
+        assert_eq!(seen.len(), 60);
+    });
+}
+
+#[test]
+fn a_group_pins_where_it_begins_when_it_is_made() {
+    block_on(async {
+        let mut groups = Groups::over(spec(1)).await;
+        groups.fill(0, 5).await;
+        let latest = GroupSpec { start: GroupStart::Latest, ..GroupSpec::default() };
+        let (ann, stream, group) = (groups.world.ann.clone(), name("s"), name("g"));
+        assert_eq!(groups.service.create(&ann, &stream, &group, &latest).await.unwrap(), CreatedGroup::New);
+        groups.fill(0, 2).await;
+        groups.restart();
+        assert_eq!(groups.service.create(&ann, &stream, &group, &latest).await.unwrap(), CreatedGroup::Existed);
+        assert_eq!(code(groups.service.create(&ann, &stream, &group, &GroupSpec::default()).await), "group_exists");
+        assert_eq!(offsets(&groups.poll(None, 10).await.unwrap()), [5, 6]);
+    });
+}
+
+#[test]
+fn names_with_separators_keep_their_positions_and_never_meet() {
+    block_on(async {
+        let mut groups = Groups::over(spec(1)).await;
+        groups.fill(0, 5).await;
+        let ann = groups.world.ann.clone();
+        let names = ["a:b", "a/b", "a%2Fb", "a b", "😀", "a"].map(str::to_owned).into_iter().chain(["x".repeat(255)]);
+        let names: Vec<String> = names.collect();
+        for (position, group) in (0_u64..).zip(&names) {
+            let group = name(group);
+            groups.service.create(&ann, &name("s"), &group, &GroupSpec::default()).await.unwrap();
+            if position > 0 {
+                let request = tidegate_cdc::group::PollRequest {
+                    member: None,
+                    limit: u32::try_from(position % 5 + 1).unwrap(),
+                    max_bytes: 9_999,
+                    wait_ms: 0,
+                };
+                groups.service.poll(&ann, &name("s"), &group, request).await.unwrap();
+                groups.service.commit(&ann, &name("s"), &group, None, [(0, position % 5)].into()).await.unwrap();
+            }
+        }
+        groups.restart();
+        let listed = groups.service.list(&ann, &name("s"), None, 100).await.unwrap();
+        assert_eq!(listed.len(), names.len());
+        for (position, group) in (0_u64..).zip(&names) {
+            let described = listed.iter().find(|one| one.name.as_str() == group).unwrap();
+            assert_eq!(described.positions[0].committed, position % 5, "{group}");
+        }
+        let sorted: Vec<&str> = listed.iter().map(|one| one.name.as_str()).collect();
+        assert!(sorted.is_sorted());
+        let after = groups.service.list(&ann, &name("s"), Some(&name(sorted[2])), 2).await.unwrap();
+        assert_eq!(after.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), sorted[3..5]);
+    });
+}
+
+#[test]
+fn bad_specifications_are_refused_with_the_field_and_its_bounds() {
+    block_on(async {
+        let groups = Groups::over(spec(1)).await;
+        let shared = GroupSpec { mode: GroupMode::Shared, ..GroupSpec::default() };
+        let bad = [
+            GroupSpec { session_ms: 99, ..GroupSpec::default() },
+            GroupSpec { session_ms: u64::MAX, ..GroupSpec::default() },
+            GroupSpec { ack_timeout_ms: 0, ..shared.clone() },
+            GroupSpec { max_deliveries: 0, ..shared.clone() },
+            GroupSpec { max_deliveries: 1_001, ..shared.clone() },
+            GroupSpec { dead_letter: Some(name("s")), ..shared.clone() },
+            GroupSpec { dead_letter: Some(name("t")), ..GroupSpec::default() },
+        ];
+        for spec in bad {
+            assert_eq!(code(groups.service.create(&groups.world.ann, &name("s"), &name("g"), &spec).await), "invalid_group");
+        }
+        let orphan = GroupSpec { dead_letter: Some(name("missing")), ..shared };
+        let created = groups.service.create(&groups.world.ann, &name("s"), &name("g"), &orphan).await;
+        assert_eq!(code(created), "dead_letter_not_found");
+        let missing = groups.service.create(&groups.world.ann, &name("missing"), &name("g"), &GroupSpec::default()).await;
+        assert_eq!(code(missing), "stream_not_found");
+        assert_eq!(code(groups.poll(None, 1).await), "group_not_found");
+        assert!(groups.service.list(&groups.world.ann, &name("s"), None, 10).await.unwrap().is_empty());
+    });
+}
+
+#[test]
+fn as_many_groups_and_members_as_the_settings_say_and_no_more() {
+    block_on(async {
+        let groups = Groups::new(1, GroupSpec::default()).await;
+        groups.world.settings.patch(&[("limits.group_max_per_stream", 2), ("limits.member_max_per_group", 2)]).unwrap();
+        let ann = &groups.world.ann;
+        groups.service.create(ann, &name("s"), &name("h"), &GroupSpec::default()).await.unwrap();
+        let third = groups.service.create(ann, &name("s"), &name("i"), &GroupSpec::default()).await;
+        assert_eq!(code(third), "group_quota_exhausted");
+        let first = groups.join().await;
+        groups.join().await;
+        assert_eq!(code(groups.service.join(ann, &name("s"), &name("g"), "x").await), "member_quota_exhausted");
+        groups.service.leave(ann, &name("s"), &name("g"), &first.member).await.unwrap();
+        groups.join().await;
+        assert_eq!(code(groups.service.join(ann, &name("s"), &name("g"), &"x".repeat(256)).await), "invalid_field");
+        groups.service.delete(ann, &name("s"), &name("h")).await.unwrap();
+        groups.service.create(ann, &name("s"), &name("i"), &GroupSpec::default()).await.unwrap();
+    });
+}
+
+#[test]
+fn who_waits_on_a_group_or_a_stream_that_is_removed_is_told() {
+    block_on(async {
+        let groups = Groups::new(1, GroupSpec::default()).await;
+        let (polled, ()) = tokio::join!(groups.poll_as(None, 1, 60_000), async {
+            groups.world.clock.wait_for_waiters(2).await;
+            groups.service.delete(&groups.world.ann, &name("s"), &name("g")).await.unwrap();
+        });
+        assert_eq!(code(polled), "group_not_found");
+        assert_eq!(code(groups.service.delete(&groups.world.ann, &name("s"), &name("g")).await), "group_not_found");
+        // Made again, it has nothing of the one before.
+        groups.fill(0, 3).await;
+        groups.service.create(&groups.world.ann, &name("s"), &name("g"), &GroupSpec::default()).await.unwrap();
+        assert_eq!(offsets(&groups.poll(None, 10).await.unwrap()), [0, 1, 2]);
+        let (polled, ()) = tokio::join!(groups.poll_as(None, 1, 60_000), async {
+            groups.world.clock.wait_for_waiters(2).await;
+            groups.world.streams.delete(&groups.world.ann, &name("s")).await.unwrap();
+        });
+        assert_eq!(code(polled), "stream_not_found");
+        // And so has a stream that is made again.
+        groups.world.create("s", spec(1)).await;
+        assert_eq!(code(groups.poll(None, 10).await), "group_not_found");
+        assert_eq!(code(groups.commit(None, &[(0, 3)]).await), "group_not_found");
+    });
+}
+
+#[test]
+fn another_tenant_sees_nothing_of_a_group() {
+    block_on(async {
+        let groups = Groups::new(1, GroupSpec::default()).await;
+        let eve = crate::world::principal("evil", "eve");
+        assert_eq!(code(groups.service.describe(&eve, &name("s"), &name("g")).await), "stream_not_found");
+        assert_eq!(code(groups.service.join(&eve, &name("s"), &name("g"), "").await), "stream_not_found");
+        assert_eq!(code(groups.service.delete(&eve, &name("s"), &name("g")).await), "stream_not_found");
+    });
+}
+
+#[test]
+fn a_commit_that_is_answered_under_the_groups_name_is_the_one_that_is_read() {
+    block_on(async {
+        // A topic and a stream are one thing under one name: what is committed is found by every way to it.
+        let mut groups = Groups::new(1, GroupSpec::default()).await;
+        groups.fill(0, 2).await;
+        groups.poll(None, 2).await.unwrap();
+        groups.commit(None, &[(0, 2)]).await.unwrap();
+        let here = groups.committed().await;
+        groups.restart();
+        assert_eq!((here, groups.committed().await), (vec![2], vec![2]));
+        assert!(groups.poll(None, 9).await.unwrap().records.is_empty());
+    });
+}
