@@ -245,9 +245,4 @@ impl Catalog {
     pub(crate) fn all(&self) -> Vec<Arc<StreamState>> {
         self.streams.lock().iter().map(|(_, stream)| Arc::clone(stream)).collect()
     }
-
-    #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
-        self.streams.lock().len()
-    }
 }

@@ -12,7 +12,7 @@ use tidegate_core::port::Revision;
 use tidegate_frame::envelope::{self, Kind};
 
 use crate::chunk::Chunk;
-use crate::error::{OpenError, ReadError};
+use crate::error::{OpenError, ReadError, is_damage};
 use crate::key::{self, PartitionKey};
 use crate::state::{Counters, Floor, LogState, StreamEntry};
 
@@ -44,7 +44,9 @@ impl Engine {
             Ok(Ok(engine)) => Ok(engine),
             Ok(Err(fjall::Error::Locked)) => Err(OpenError::InUse { path: path.into() }),
             Ok(Err(fjall::Error::InvalidVersion(_))) => Err(OpenError::UnknownFormat { path: path.into() }),
-            Ok(Err(fjall::Error::Io(source))) => Err(OpenError::Io { path: path.into(), source }),
+            Ok(Err(fjall::Error::Io(source))) if !is_damage(&source) => {
+                Err(OpenError::Io { path: path.into(), source })
+            }
             Ok(Err(error)) => match ReadError::from(error) {
                 ReadError::Disk(source) => Err(OpenError::Database { path: path.into(), source }),
                 ReadError::Damaged(cause) => {

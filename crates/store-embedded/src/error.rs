@@ -190,12 +190,16 @@ impl ReadError {
 impl From<fjall::Error> for ReadError {
     fn from(error: fjall::Error) -> Self {
         let disk = match &error {
-            fjall::Error::Io(io) | fjall::Error::Storage(fjall::LsmError::Io(io)) => {
-                !matches!(io.kind(), std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::InvalidData)
-            }
+            fjall::Error::Io(io) | fjall::Error::Storage(fjall::LsmError::Io(io)) => !is_damage(io),
             fjall::Error::Poisoned | fjall::Error::Locked => true,
             _ => false,
         };
         if disk { Self::Disk(Box::new(error)) } else { Self::Damaged(Box::new(error)) }
     }
+}
+
+/// Whether an error says that a file is not as it was written: it is cut, or not there.
+pub(crate) fn is_damage(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{InvalidData, InvalidInput, NotFound, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | InvalidData | InvalidInput | NotFound)
 }

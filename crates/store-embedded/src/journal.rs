@@ -58,9 +58,7 @@ fn scan_file(path: PathBuf) -> io::Result<Scan> {
         end = left - reader.left;
         group = found.or(group);
     }
-    let mut file = reader.inner;
-    file.seek(SeekFrom::Start(end))?;
-    let clean = only_zeros(&mut file)?;
+    let clean = only_zeros(reader.inner.get_ref(), end)?;
     Ok(Scan { path, end, clean, group })
 }
 
@@ -99,13 +97,22 @@ fn batch(reader: &mut Counted, scratch: &mut Vec<u8>) -> io::Result<Option<Optio
     Ok(whole.then_some(group))
 }
 
-fn only_zeros(reader: &mut impl Read) -> io::Result<bool> {
-    let mut buffer = vec![0; READ_BYTES];
+/// Whether nothing but zeros lies from `at` on. What was never written (a journal is made longer than it is) is not read.
+fn only_zeros(mut file: &File, mut at: u64) -> io::Result<bool> {
+    let (zeros, mut buffer) = (vec![0; READ_BYTES], vec![0; READ_BYTES]);
     loop {
-        match reader.read(&mut buffer)? {
+        match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
+            Ok(data) => at = data,
+            Err(rustix::io::Errno::NXIO) => return Ok(true),
+            // The file system does not say where there is nothing.
+            Err(rustix::io::Errno::INVAL) => {}
+            Err(error) => return Err(error.into()),
+        }
+        file.seek(SeekFrom::Start(at))?;
+        match file.read(&mut buffer)? {
             0 => return Ok(true),
-            count if buffer[..count].iter().any(|byte| *byte != 0) => return Ok(false),
-            _ => {}
+            count if buffer[..count] != zeros[..count] => return Ok(false),
+            count => at += count as u64,
         }
     }
 }

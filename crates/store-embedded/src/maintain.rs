@@ -119,11 +119,7 @@ impl Maintenance {
         };
         let place = Place { stream, partition: Partition(partition.partition) };
         let done = match kind {
-            DUE_RETAIN => {
-                let before = self.floor(&place)?;
-                self.work(Work::Retain { place: place.clone(), due })?;
-                return Ok(self.floor(&place)? != before);
-            }
+            DUE_RETAIN => self.retain(place.clone(), due),
             DUE_SWEEP => self.sweep(view, place.clone(), due),
             DUE_COMPACT => self.compact(place.clone(), due, now),
             _ => return Err(unread(ReadError::damaged("work of an unknown kind"))),
@@ -133,6 +129,13 @@ impl Maintenance {
             tracing::error!(stream = ?place.stream.id, partition = partition.partition, %error, "maintenance failed");
         }
         Ok(done.unwrap_or(false))
+    }
+
+    fn retain(&self, place: Place, due: Bytes) -> Result<bool, WriteError> {
+        let before = self.floor(&place)?;
+        self.work(Work::Retain { place: place.clone(), due })?;
+        // What was forgotten is still to be removed.
+        Ok(self.floor(&place)? != before)
     }
 
     fn floor(&self, place: &Place) -> Result<u64, WriteError> {

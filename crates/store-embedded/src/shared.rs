@@ -138,9 +138,10 @@ impl Shared {
         }
     }
 
-    /// A metadata entry; what was read lately comes from memory.
+    /// A metadata entry, if it was read or written lately.
     pub(crate) fn cached_meta(&self, key: &[u8]) -> Option<MetaValue> {
-        self.cache.lock().get(key)
+        // Not while a group is being shown: who saw its records must find what they carried.
+        self.at(|_| self.cache.lock().get(key)).ok().flatten()
     }
 
     /// A metadata entry. May read the disk.

@@ -103,8 +103,8 @@ pub(crate) struct Floor {
     pub(crate) clean_to: u64,
     /// Whether chunks below `earliest` may still lie there, and work to remove them is due.
     pub(crate) sweep_due: bool,
-    /// Whether compaction is due.
-    pub(crate) compact_due: bool,
+    /// When compaction is due.
+    pub(crate) compact_due_ms: Option<i64>,
     /// Whether retention by age is due at some time.
     pub(crate) retain_due: bool,
 }
@@ -123,7 +123,7 @@ impl Floor {
             last_time_ms: None,
             clean_to: start,
             sweep_due: false,
-            compact_due: false,
+            compact_due_ms: None,
             retain_due: false,
         };
         floor.lose(start, GapReason::Trim);

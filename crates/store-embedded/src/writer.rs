@@ -96,7 +96,11 @@ impl Writer {
     }
 
     fn process(&mut self, jobs: Vec<Job>) {
-        let jobs = self.refuse_without_space(jobs);
+        let (jobs, has_space) = self.refuse_without_space(jobs);
+        if self.broken.is_some() && !has_space {
+            // Opening needs space too, and until then the old database serves the readers.
+            return refuse(jobs, &WriteError::Full);
+        }
         if jobs.is_empty() {
             let _ = self.mend();
             return;
@@ -127,8 +131,8 @@ impl Writer {
         }
     }
 
-    /// Answers what needs space when there is none, and gives back the rest.
-    fn refuse_without_space(&mut self, jobs: Vec<Job>) -> Vec<Job> {
+    /// Answers what needs space when there is none; gives back the rest, and whether there is enough for all.
+    fn refuse_without_space(&mut self, jobs: Vec<Job>) -> (Vec<Job>, bool) {
         let config = &self.shared.config;
         let free = match (config.space_probe)(&config.path) {
             Ok(free) => free,
@@ -142,7 +146,7 @@ impl Writer {
         let reserve = config.free_space_reserve_bytes;
         if free >= reserve.saturating_add(wanted) {
             self.report(Health::Full, Health::Writing);
-            return jobs;
+            return (jobs, true);
         }
         self.report(Health::Writing, Health::Full);
         metric::full();
@@ -150,7 +154,7 @@ impl Writer {
         let may_free = free >= reserve / 2;
         let (stay, refused) = jobs.into_iter().partition(|job| may_free && !job.command.needs_space());
         refuse(refused, &WriteError::Full);
-        stay
+        (stay, false)
     }
 
     fn report(&self, from: Health, to: Health) {
@@ -317,7 +321,7 @@ impl Writer {
             }
         }
         let _ = self.shared.health.send_replace(Health::Closed);
-        self.shared.show(Shown::Nothing(Absent::Closed), || {});
+        self.shared.show(Shown::Nothing(Absent::Closed), || self.shared.cache.lock().clear());
         for stream in self.shared.catalog.all() {
             stream.remove();
             stream.wake();

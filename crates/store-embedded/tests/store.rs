@@ -2,5 +2,11 @@
 
 mod store {
     mod conformance;
+    mod crash;
+    mod damage;
+    mod disk;
+    mod group;
+    mod keep;
+    mod many;
     mod world;
 }

@@ -64,6 +64,7 @@ impl Group<'_> {
     /// Lays records into chunks at the tail.
     fn lay(&mut self, place: &Place, state: &mut PartitionState, append: &PartitionAppend) {
         let spec = &place.stream.spec;
+        let first = state.next;
         let time_ms = append.append_time.unix_ms();
         let time_ms = state.last_time_ms.map_or(time_ms, |last| last.max(time_ms));
         if state.floor.earliest == state.next {
@@ -85,7 +86,7 @@ impl Group<'_> {
             chunk_bytes += size;
         }
         self.seal(place, state, records, time_ms);
-        self.arm(place, state, time_ms);
+        self.arm(place, state, first, time_ms);
     }
 
     fn seal(&mut self, place: &Place, state: &mut PartitionState, records: Vec<Record>, time_ms: i64) {

@@ -42,15 +42,22 @@ impl Group<'_> {
     }
 
     /// After an append: sees to it that somebody looks at the partition when its records are too old, or to be compacted.
-    pub(super) fn arm(&mut self, place: &Place, state: &mut PartitionState, time_ms: i64) {
+    pub(super) fn arm(&mut self, place: &Place, state: &mut PartitionState, first: u64, time_ms: i64) {
         let spec = &place.stream.spec;
         if let Some(age_ms) = spec.retention.age_ms.filter(|_| !state.floor.retain_due) {
             self.edit_floor(place, state, |floor| floor.retain_due = true);
             self.put_due(place, DUE_RETAIN, too_old_at(time_ms, age_ms));
         }
-        if spec.compaction.is_some() && !state.floor.compact_due {
-            self.edit_floor(place, state, |floor| floor.compact_due = true);
-            self.put_due(place, DUE_COMPACT, self.now_ms);
+        // A partition that was clean waits at most for a tombstone's grace; now there is something new to compact.
+        let due_ms = state.floor.compact_due_ms.filter(|_| state.floor.clean_to < first);
+        if spec.compaction.is_some() && due_ms.is_none() {
+            if let Some(later_ms) = state.floor.compact_due_ms {
+                let key = key::due(later_ms, DUE_COMPACT, place.stream.key(place.partition));
+                self.writes.index.insert(key, None);
+            }
+            let now_ms = self.now_ms;
+            self.edit_floor(place, state, |floor| floor.compact_due_ms = Some(now_ms));
+            self.put_due(place, DUE_COMPACT, now_ms);
         }
     }
 

@@ -58,7 +58,7 @@ impl Group<'_> {
                     let again_ms = if more { Some(self.now_ms) } else { *again_ms };
                     self.edit_floor(place, &mut state, |floor| {
                         floor.clean_to = floor.clean_to.max(*clean_to);
-                        floor.compact_due = again_ms.is_some();
+                        floor.compact_due_ms = again_ms;
                     });
                     if let Some(again_ms) = again_ms {
                         self.put_due(place, DUE_COMPACT, again_ms);
