@@ -1,9 +1,13 @@
 //! Strict reading of JSON request bodies: every refusal names its field or its line and column. It never guesses, drops
 //! or defaults what it does not know, and never turns a number into a double.
 
+mod fields;
+
 use serde::de::{self, Deserializer as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use tidegate_core::{ErrorKind, Failure};
+
+pub(crate) use fields::fields;
 
 /// Why a body is not what the route reads.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

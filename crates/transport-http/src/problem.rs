@@ -127,6 +127,12 @@ impl Problem {
         }
     }
 
+    /// Its extension members.
+    #[must_use]
+    pub fn members(&self) -> &Map<String, Value> {
+        &self.members
+    }
+
     /// The document's bytes.
     #[must_use]
     pub fn document(&self) -> Vec<u8> {

@@ -4,20 +4,20 @@
 use std::fmt;
 
 use bytes::Bytes;
-use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, Deserializer as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use tidegate_cdc::NewRecord;
 use tidegate_core::Timestamp;
 use tidegate_core::position::Partition;
 use tidegate_core::record::Operation;
 
-use crate::json::{JsonError, invalid, malformed, place, unsigned};
+use crate::json::{JsonError, fields, invalid, malformed, place, unsigned};
 
 /// How deep a record's JSON may be nested: what common readers take.
 pub(crate) const DEPTH_MAX: usize = 128;
 
 /// The fields of a record.
-const FIELDS: &[&str] = &["key", "op", "value", "before", "headers", "event_time", "partition"];
+static FIELDS: [&str; 7] = ["key", "op", "value", "before", "headers", "event_time", "partition"];
 
 /// A record that is not what it must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,21 +128,11 @@ impl<'a> Visitor<'a> for &mut ArrayReader<'_> {
 
 /// Reads one record. `text` is a part of `body`.
 fn record(body: &Bytes, text: &str) -> Result<NewRecord, JsonError> {
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    let mut reader = RecordReader { raw: RawRecord::default(), refused: None };
-    let read = deserializer.deserialize_map(&mut reader).and_then(|()| deserializer.end());
-    match (reader.refused, read) {
-        (Some(refused), _) => Err(refused),
-        (None, Ok(())) => reader.raw.check(body),
-        (None, Err(error)) => match serde_json::from_str::<&RawValue>(text) {
-            Ok(whole) if !whole.get().starts_with('{') => Err(invalid("$", "a JSON object", whole)),
-            _ => Err(malformed(&error, (1, 0))),
-        },
-    }
+    let [key, op, value, before, headers, event_time, partition] = fields(text, &FIELDS)?;
+    RawRecord { key, op, value, before, headers, event_time, partition }.check(body)
 }
 
 /// A record's fields as they stand in the body.
-#[derive(Default)]
 struct RawRecord<'a> {
     key: Option<&'a RawValue>,
     op: Option<&'a RawValue>,
@@ -151,79 +141,6 @@ struct RawRecord<'a> {
     headers: Option<&'a RawValue>,
     event_time: Option<&'a RawValue>,
     partition: Option<&'a RawValue>,
-}
-
-struct RecordReader<'a> {
-    raw: RawRecord<'a>,
-    refused: Option<JsonError>,
-}
-
-/// A field by its name.
-enum Field {
-    Known(usize),
-    Unknown(Box<str>),
-}
-
-struct FieldName;
-
-impl<'de> DeserializeSeed<'de> for FieldName {
-    type Value = Field;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Field, D::Error> {
-        deserializer.deserialize_identifier(self)
-    }
-}
-
-impl Visitor<'_> for FieldName {
-    type Value = Field;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a field's name")
-    }
-
-    fn visit_str<E: de::Error>(self, name: &str) -> Result<Field, E> {
-        Ok(match FIELDS.iter().position(|known| *known == name) {
-            Some(known) => Field::Known(known),
-            None => Field::Unknown(name.chars().take(100).collect::<String>().into()),
-        })
-    }
-}
-
-impl<'a> Visitor<'a> for &mut RecordReader<'a> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a record")
-    }
-
-    fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<(), M::Error> {
-        while let Some(field) = map.next_key_seed(FieldName)? {
-            let field = match field {
-                Field::Known(field) => field,
-                Field::Unknown(field) => {
-                    self.refused = Some(JsonError::UnknownField { field, known: FIELDS.join(", ").into() });
-                    return Err(de::Error::custom("refused"));
-                }
-            };
-            let raw = &mut self.raw;
-            let slots = [
-                &mut raw.key,
-                &mut raw.op,
-                &mut raw.value,
-                &mut raw.before,
-                &mut raw.headers,
-                &mut raw.event_time,
-                &mut raw.partition,
-            ];
-            let Some(slot) = slots.into_iter().nth(field) else { continue };
-            if slot.is_some() {
-                self.refused = Some(JsonError::DuplicateField { field: FIELDS[field].into() });
-                return Err(de::Error::custom("refused"));
-            }
-            *slot = Some(map.next_value()?);
-        }
-        Ok(())
-    }
 }
 
 impl RawRecord<'_> {
@@ -262,7 +179,7 @@ fn given(raw: Option<&RawValue>) -> Option<&RawValue> {
 }
 
 /// The text on one line: a part of the body where it is so already.
-fn one_line(body: &Bytes, raw: &RawValue) -> Bytes {
+pub(crate) fn one_line(body: &Bytes, raw: &RawValue) -> Bytes {
     let text = raw.get().as_bytes();
     if text.iter().any(|byte| matches!(byte, b' ' | b'\n' | b'\r' | b'\t')) {
         return NewRecord::compacted(raw);

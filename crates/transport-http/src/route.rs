@@ -3,6 +3,7 @@
 mod change_problem;
 pub(crate) mod durable;
 mod group;
+mod ingest;
 mod name;
 mod operation;
 mod query;
@@ -19,6 +20,11 @@ use http::{HeaderName, HeaderValue, header};
 use serde::Serialize;
 
 use crate::gate::{App, gate};
+
+pub(crate) use group::CLIENT_MAX_BYTES;
+pub(crate) use ingest::{CHUNK_MAX_BYTES, OPEN_MAX_BYTES};
+pub(crate) use record::HEARTBEAT;
+pub(crate) use stream::PAGE_MAX;
 
 /// Tells nginx and its like not to collect a stream before they pass it on.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -47,6 +53,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/streams/{stream}/groups/{group}/commit", post(group::delivery::commit))
         .route("/v1/streams/{stream}/groups/{group}/ack", post(group::delivery::settle))
         .route("/v1/streams/{stream}/groups/{group}/seek", post(group::seek))
+        .route("/v1/ingest/{stream}", post(ingest::ingest))
         .route("/v1/query", post(query::open))
         .route("/v1/query/resume", post(query::resume))
         .route("/v1/query/{cursor}", delete(query::cancel))

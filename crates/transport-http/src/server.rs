@@ -155,9 +155,16 @@ impl HttpServer {
         let end = app.services.clock.now().after(bound);
         tracing::info!(in_flight = in_flight.count(), "draining");
         let drained = async {
-            // The service ends the streams; then the last of their bytes must leave, for which a reader that takes nothing is not
-            // waited for long.
-            app.services.query.drain().await;
+            // What waits ends at once; the query service ends its streams; an upload may go on for as long as they may. Then the
+            // last of their bytes must leave, for which a reader that takes nothing is not waited for long.
+            let over = app.services.clock.now().after(Duration::from_millis(settings.limits_drain_ms()));
+            let others = async {
+                tokio::select! {
+                    () = in_flight.none() => {}
+                    () = app.services.clock.sleep_until(over) => {}
+                }
+            };
+            tokio::join!(app.services.query.drain(), others);
             let patience = app.services.clock.now().after(LAST_BYTES);
             tokio::select! {
                 () = in_flight.none() => {}

@@ -96,4 +96,34 @@ pub const LIMITS: &[Limit] = &[
         value: crate::server::TLS_HANDSHAKE_MAX.as_millis() as u64,
         meaning: "A TLS handshake must be done in this time; beyond it the connection is closed.",
     },
+    Limit {
+        name: "http.page_max",
+        value: crate::route::PAGE_MAX,
+        meaning: "Streams or groups in one answer of a list; a greater limit in a request is 400 invalid_field.",
+    },
+    Limit {
+        name: "http.record_depth_max",
+        value: crate::record::DEPTH_MAX as u64,
+        meaning: "How deep the JSON of a record's fields may be nested; beyond it 400 invalid_field.",
+    },
+    Limit {
+        name: "http.group_client_max_bytes",
+        value: crate::route::CLIENT_MAX_BYTES as u64,
+        meaning: "What a member of a group calls itself; beyond it 400 invalid_field.",
+    },
+    Limit {
+        name: "http.heartbeat_ms",
+        value: crate::route::HEARTBEAT.as_millis() as u64,
+        meaning: "An event stream without events is sent a comment this often.",
+    },
+    Limit {
+        name: "http.ingest_open_max_bytes",
+        value: crate::route::OPEN_MAX_BYTES as u64,
+        meaning: "The first line of an upload; beyond it 400 invalid_field.",
+    },
+    Limit {
+        name: "http.ingest_chunk_max_bytes",
+        value: crate::route::CHUNK_MAX_BYTES as u64,
+        meaning: "A chunk of an upload is committed when it has so many bytes, or stream.chunk.max_rows rows.",
+    },
 ];

@@ -23,6 +23,8 @@ use crate::gate::{App, json_problem};
 use crate::parameter::Parameters;
 use crate::problem::Problem;
 
+pub(crate) use request::CLIENT_MAX_BYTES;
+
 /// A group's routes have small bodies, read whole.
 async fn body(app: &App, request: Request) -> Result<Bytes, Problem> {
     let settings = app.services.streams.settings().freeze();

@@ -28,6 +28,7 @@ use accept::Wanted;
 
 pub(super) use accept::NDJSON;
 pub(super) use producer::stamp as producer_stamp;
+pub(crate) use tail::HEARTBEAT;
 
 /// Records of a read, unless told otherwise.
 const LIMIT_DEFAULT: u64 = 1_000;
@@ -189,7 +190,7 @@ fn read_request(parameters: &Parameters, settings: &Settings) -> Result<ReadRequ
 }
 
 /// What every answer that goes on for a while says to caches and to proxies that like to collect.
-fn streaming_headers(headers: &mut HeaderMap, content_type: HeaderValue) {
+pub(super) fn streaming_headers(headers: &mut HeaderMap, content_type: HeaderValue) {
     headers.insert(header::CONTENT_TYPE, content_type);
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::VARY, HeaderValue::from_static("Accept, Accept-Encoding"));

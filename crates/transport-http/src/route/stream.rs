@@ -22,7 +22,7 @@ use crate::problem::Problem;
 
 /// Streams or groups in one answer, unless told otherwise, and the most.
 pub(super) const PAGE_DEFAULT: u64 = 100;
-pub(super) const PAGE_MAX: u64 = 1_000;
+pub(crate) const PAGE_MAX: u64 = 1_000;
 
 pub(super) async fn create(
     State(app): State<Arc<App>>,
