@@ -107,7 +107,7 @@ impl Actor {
         let partitions = partitions.inspect_err(|_| self.forget())?;
         let at_target = change.swaps.len();
         change.swaps.push(target.unchanged());
-        let (stream, durability) = (target.id.clone(), core.durability);
+        let (stream, durability) = (target.log_id.clone(), core.durability);
         let batch = AppendBatch { stream, partitions, state: change.swaps.clone(), durability };
         change.swaps.truncate(at_target);
         match core.log.append(batch).await {
@@ -127,7 +127,8 @@ impl Actor {
                     AppendOutcome::NoSuchPartition(_) => core.refresh(&target).await?,
                     _ => {}
                 }
-                Ok(())
+                // Somebody else was there first: what is dead still is tried again.
+                Err(StoreError::Contended.into())
             }
             Err(error) => {
                 self.forget();
