@@ -20,7 +20,7 @@ fn chunk(c: &mut Criterion) {
     let bounds = ChunkBounds::from_settings(&Settings::default());
     let mut group = c.benchmark_group("chunk");
     group.throughput(Throughput::Bytes(all.len() as u64));
-    group.bench_function("copy_into_a_plain_buffer", |b| {
+    group.bench_function("bare_buffer/copy", |b| {
         let mut out = BytesMut::with_capacity(all.len());
         b.iter(|| {
             out.clear();
@@ -28,7 +28,7 @@ fn chunk(c: &mut Criterion) {
             black_box(&out);
         });
     });
-    group.bench_function("copy_through_the_producer", |b| {
+    group.bench_function("producer/copy", |b| {
         let mut producer = ChunkProducer::new(bounds, 0);
         b.iter(|| {
             for line in &each {
@@ -43,7 +43,7 @@ fn chunk(c: &mut Criterion) {
             }
         });
     });
-    group.bench_function("encode_into_a_plain_buffer", |b| {
+    group.bench_function("bare_buffer/encode", |b| {
         let mut out = BytesMut::with_capacity(all.len());
         b.iter(|| {
             out.clear();
@@ -58,7 +58,7 @@ fn chunk(c: &mut Criterion) {
             black_box(&out);
         });
     });
-    group.bench_function("encode_through_the_producer", |b| {
+    group.bench_function("producer/encode", |b| {
         let mut producer = ChunkProducer::new(bounds, 0);
         b.iter(|| {
             for order in &orders {

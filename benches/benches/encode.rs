@@ -83,7 +83,7 @@ fn encode(c: &mut Criterion) {
     });
     type Loop = fn(&[Order], &mut Vec<u8>);
     let loops: [(&str, Loop); 3] =
-        [("itoa_and_escape_by_hand", by_hand), ("serde_json_derive", by_derive), ("serde_json_value", by_value)];
+        [("bare_itoa_and_escape", by_hand), ("serde_json_derive", by_derive), ("serde_json_value", by_value)];
     for (name, encode) in loops {
         group.bench_function(name, |b| {
             let mut out = Vec::with_capacity(expected.len() * 2);

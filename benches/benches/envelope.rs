@@ -16,12 +16,12 @@ fn envelope(c: &mut Criterion) {
         let json = serde_json::to_vec(&thing).expect("a list is JSON");
         let sealed = seal(Kind::Probe, 1, &thing).expect("it is small enough");
         group.throughput(Throughput::Bytes(sealed.len() as u64));
-        group.bench_function(format!("seal/{name}"), |b| b.iter(|| seal(Kind::Probe, 1, black_box(&thing))));
-        group.bench_function(format!("json_write/{name}"), |b| b.iter(|| serde_json::to_vec(black_box(&thing))));
-        group.bench_function(format!("open/{name}"), |b| {
+        group.bench_function(format!("seal/write_{name}"), |b| b.iter(|| seal(Kind::Probe, 1, black_box(&thing))));
+        group.bench_function(format!("bare_json/write_{name}"), |b| b.iter(|| serde_json::to_vec(black_box(&thing))));
+        group.bench_function(format!("open/read_{name}"), |b| {
             b.iter(|| open::<Thing>(Kind::Probe, &[1], black_box(&sealed)));
         });
-        group.bench_function(format!("json_read/{name}"), |b| {
+        group.bench_function(format!("bare_json/read_{name}"), |b| {
             b.iter(|| serde_json::from_slice::<Thing>(black_box(&json)));
         });
     }

@@ -16,22 +16,22 @@ fn prefix(c: &mut Criterion) {
     let encoder = encoder();
     let mut group = c.benchmark_group("prefix");
     group.throughput(Throughput::Bytes(chunk.len() as u64));
-    group.bench_function("lines_of_a_chunk", |b| {
+    group.bench_function("lines_of_a_chunk/hash", |b| {
         let mut hasher = PrefixHasher::new();
         b.iter(|| hasher.lines(black_box(&chunk)));
         black_box(hasher.digest());
     });
-    group.bench_function("line_by_line", |b| {
+    group.bench_function("line_by_line/hash", |b| {
         let mut hasher = PrefixHasher::new();
         b.iter(|| chunk[..].split(|byte| *byte == b'\n').for_each(|line| hasher.line(black_box(line))));
         black_box(hasher.digest());
     });
-    group.bench_function("sha256_in_one_piece", |b| {
+    group.bench_function("bare_sha256/hash", |b| {
         let mut hash = Sha256::new();
         b.iter(|| hash.update(black_box(&chunk)));
         black_box(hash.finalize());
     });
-    for (name, hashed) in [("encode_alone", false), ("encode_and_hash", true)] {
+    for (name, hashed) in [("bare_encode/encode", false), ("encode_and_hash/encode", true)] {
         group.bench_function(name, |b| {
             let mut out = BytesMut::with_capacity(chunk.len());
             let mut hasher = PrefixHasher::new();
