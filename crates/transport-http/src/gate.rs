@@ -35,6 +35,8 @@ const REQUEST_ID_MAX_BYTES: usize = 64;
 /// What the routes share.
 pub(crate) struct App {
     pub(crate) services: Services,
+    /// Connections are encrypted: what URLs that are made here begin with.
+    pub(crate) secure: bool,
     draining: AtomicBool,
     /// Cancelled when the drain begins: what waits for something to come ends at once.
     pub(crate) leaving: CancellationToken,
@@ -43,10 +45,11 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(services: Services) -> Self {
+    pub(crate) fn new(services: Services, secure: bool) -> Self {
         let started_ms = services.clock.timestamp().unix_ms();
         Self {
             services,
+            secure,
             draining: AtomicBool::new(false),
             leaving: CancellationToken::new(),
             next_request: AtomicU64::new(0),

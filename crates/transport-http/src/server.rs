@@ -110,7 +110,7 @@ impl HttpServer {
             Ok((listener, local_addr))
         };
         let (listener, local_addr) = listen().map_err(|source| BindError::Address { listen: config.listen, source })?;
-        let app = Arc::new(App::new(services));
+        let app = Arc::new(App::new(services, tls.is_some()));
         let router = router(Arc::clone(&app));
         Ok(Self { listener, local_addr, tls, app, router, in_flight: InFlight::default() })
     }

@@ -9,6 +9,8 @@ mod http {
     pub(crate) mod change;
     pub(crate) mod client;
     pub(crate) mod connection;
+    pub(crate) mod group;
+    pub(crate) mod ingest;
     pub(crate) mod operation;
     pub(crate) mod record;
     pub(crate) mod stream;

@@ -79,7 +79,7 @@ pub(super) async fn create(
         headers.insert(STREAM_CLOSED, TRUE);
     }
     if created.new {
-        headers.insert(header::LOCATION, request::location(&head));
+        headers.insert(header::LOCATION, request::location(&head, app.secure));
     }
     Ok(response)
 }
@@ -152,7 +152,9 @@ pub(super) async fn remove(
     Extension(principal): Extension<Principal>,
     path: Parts<String>,
 ) -> Result<Response, Problem> {
-    let deleted = app.services.streams.delete(&principal, &name(path)?).await;
+    let name = name(path)?;
+    app.services.streams.durable(&principal, &name, false).await.map_err(|error| durable_problem(&error))?;
+    let deleted = app.services.streams.delete(&principal, &name).await;
     deleted.map_err(|error| durable_problem(&error.into()))?;
     let mut response = Response::default();
     *response.status_mut() = StatusCode::NO_CONTENT;

@@ -156,6 +156,7 @@ impl Tail {
                     }
                     self.pause = pause(&self.clock, self.sent.after(HEARTBEAT).min(self.ends));
                     if due {
+                        self.stream.look_again().await;
                         return Some(COMMENT);
                     }
                 }

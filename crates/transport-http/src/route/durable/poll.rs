@@ -78,7 +78,10 @@ async fn wait(app: &App, principal: &Principal, stream: &DurableStream, range: R
             biased;
             () = reader.changed() => {}
             () = &mut leaving => return Ok(nothing(app, range)),
-            () = &mut over => return Ok(nothing(app, range)),
+            () = &mut over => {
+                stream.look_again().await;
+                return Ok(nothing(app, Range { closed: stream.is_closed(), ..range }));
+            }
         }
     }
 }

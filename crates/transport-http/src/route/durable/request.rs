@@ -1,8 +1,6 @@
 //! What a request of the protocol says: offsets, headers, the query string. What it does not know of the query string it ignores, as
 //! the protocol asks; what it knows must be well-formed.
 
-use std::io::Write as _;
-
 use http::request::Parts as RequestHead;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use percent_encoding::percent_decode_str;
@@ -210,13 +208,13 @@ fn source_name(text: &str) -> Option<String> {
 }
 
 /// The URL of what was created, as far as the request tells.
-pub(super) fn location(head: &RequestHead) -> HeaderValue {
+pub(super) fn location(head: &RequestHead, secure: bool) -> HeaderValue {
     let host = head.uri.authority().map(|authority| authority.as_str().as_bytes());
     let host = host.or_else(|| head.headers.get(header::HOST).map(HeaderValue::as_bytes));
     let path = head.uri.path();
     let mut url = Vec::with_capacity(64 + path.len());
     if let Some(host) = host {
-        let _ = write!(url, "{}://", head.uri.scheme_str().unwrap_or("http"));
+        url.extend_from_slice(if secure { b"https://" } else { b"http://" });
         url.extend_from_slice(host);
     }
     url.extend_from_slice(path.as_bytes());
