@@ -277,7 +277,7 @@ mod tests {
     use proptest::prelude::*;
 
     const PART: PartitionKey = PartitionKey { log: 3, partition: 1 };
-    const PINNED: &str = "544447540108000100230000000301ac0205e8070902030202070903098ea4e3d8bf6804020001000203\
+    const PINNED: &str = "544447540108000100230000000301ac0205e8070902030302070903098ea4e3d8bf6804020001000203\
                           01006b6162636622f31b";
 
     fn builder() -> Builder {

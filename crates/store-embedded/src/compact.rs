@@ -82,8 +82,8 @@ impl Round {
         }))
     }
 
-    pub(crate) fn is_of(&self, place: &Place) -> bool {
-        self.place.stream.log == place.stream.log && self.place.partition == place.partition
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Looks at so many chunks. At the end: up to where the partition is clean, and when a tombstone's grace is over.

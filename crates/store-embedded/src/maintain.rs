@@ -27,6 +27,9 @@ const STEP_MAX_PARTITIONS: usize = 256;
 /// Chunks that one step removes of one partition or removed stream.
 const SWEEP_MAX_CHUNKS: usize = 4_096;
 
+/// When a compaction that met damage is tried again.
+const RETRY_MS: i64 = 60_000;
+
 /// What a step of maintenance came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -41,8 +44,8 @@ pub struct Maintained {
 pub(crate) struct Maintenance {
     shared: Arc<Shared>,
     queue: Queue,
-    /// The compaction that is on its way; one at a time, so that its memory is bounded.
-    round: Option<Round>,
+    /// The compaction that is on its way, and the entry that it answers; one at a time, so that its memory is bounded.
+    round: Option<(Round, Bytes)>,
     stopped: bool,
 }
 
@@ -66,6 +69,8 @@ impl Maintenance {
         let view = self.shared.view().map_err(|absent| unread(absent.into()))?;
         let mut maintained = Maintained::default();
         self.purge(&view, &mut maintained)?;
+        // First, so that nothing that becomes due can keep it from its end.
+        maintained.more |= self.go_on(&view)?;
         let to = key::due_before(now.unix_ms().saturating_add(1));
         let due = view.index_range(&key::DUE_START, &to, STEP_MAX_PARTITIONS).map_err(unread)?;
         maintained.more |= due.len() == STEP_MAX_PARTITIONS;
@@ -165,32 +170,43 @@ impl Maintenance {
         Ok(more)
     }
 
-    /// Goes on with the compaction of a partition, or begins one.
+    /// Begins to compact a partition, unless another one is being compacted: then this one waits its turn.
     fn compact(&mut self, place: Place, due: Bytes, now: Timestamp) -> Result<bool, WriteError> {
-        let mut round = match self.round.take() {
-            Some(round) if round.is_of(&place) => round,
-            // Another one is on its way: this one waits its turn.
-            Some(round) => {
-                self.round = Some(round);
+        if self.round.is_some() {
+            return Ok(true);
+        }
+        match Round::begin(&self.shared, place.clone(), now)? {
+            Ok(round) => {
+                self.round = Some((round, due));
+                let view = self.shared.view().map_err(|absent| unread(absent.into()))?;
+                self.go_on(&view)
+            }
+            Err(later_ms) => {
+                let (clean_to, again_ms) = (0, Some(later_ms));
+                self.work(Work::Compacted { place, due, clean_to, again_ms, postponed: true })?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Goes on with the compaction that is on its way; `true` = there is more of it. One that fails is begun anew, later.
+    fn go_on(&mut self, view: &View) -> Result<bool, WriteError> {
+        let Some((mut round, due)) = self.round.take() else { return Ok(false) };
+        let place = round.place().clone();
+        let work = match round.step(view, STEP_MAX_CHUNKS, |work| self.work(work)) {
+            Ok(Some((clean_to, again_ms))) => Work::Compacted { place, due, clean_to, again_ms, postponed: false },
+            Ok(None) => {
+                self.round = Some((round, due));
                 return Ok(true);
             }
-            None => match Round::begin(&self.shared, place.clone(), now)? {
-                Ok(round) => round,
-                Err(later_ms) => {
-                    let (clean_to, again_ms) = (0, Some(later_ms));
-                    self.work(Work::Compacted { place, due, clean_to, again_ms, postponed: true })?;
-                    return Ok(false);
-                }
-            },
+            Err(error) => {
+                tracing::error!(stream = ?place.stream.id, partition = place.partition.0, %error, "compaction failed");
+                let now_ms = self.shared.config.clock.timestamp().unix_ms();
+                let again_ms = Some(now_ms.saturating_add(RETRY_MS));
+                Work::Compacted { place, due, clean_to: 0, again_ms, postponed: true }
+            }
         };
-        let view = self.shared.view().map_err(|absent| unread(absent.into()))?;
-        let done = round.step(&view, STEP_MAX_CHUNKS, |work| self.work(work))?;
-        if let Some((clean_to, again_ms)) = done {
-            self.work(Work::Compacted { place, due, clean_to, again_ms, postponed: false })?;
-            return Ok(false);
-        }
-        self.round = Some(round);
-        Ok(true)
+        self.work(work).map(|()| false)
     }
 }
 

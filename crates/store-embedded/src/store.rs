@@ -121,7 +121,8 @@ impl EmbeddedStore {
     }
 
     /// One step of everything that is due at `now`: retention by age, removing what is gone, compaction. Blocks, for at most
-    /// a few hundred chunks a partition. What it does is durable when it returns.
+    /// a few hundred chunks a partition. What retention forgets is on stable storage when it returns; what compaction and
+    /// removal do is handed to the operating system, in order.
     pub fn maintain(&self, now: Timestamp) -> Result<Maintained, LogError> {
         self.inner.maintenance.lock().step(now).map_err(LogError::from)
     }

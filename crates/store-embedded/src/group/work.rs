@@ -77,6 +77,7 @@ impl Group<'_> {
 
     fn retain_due(&mut self, place: &Place, due: &[u8]) -> Result<(), WriteError> {
         let mut state = self.state(&place.stream, place.partition)?;
+        self.fsync = true;
         self.writes.index.insert(due.to_vec(), None);
         let retained = self.retain(place, &mut state).and_then(|more| {
             let earliest = if more { None } else { self.earliest_time(place, &mut state)? };

@@ -1,7 +1,5 @@
 //! Many streams cost little, and those that are not in memory are found again.
 
-use std::time::Instant;
-
 use futures::StreamExt as _;
 use tidegate_core::port::ChangeLog as _;
 use tidegate_core::position::Offset;
@@ -27,9 +25,7 @@ fn twenty_thousand_streams_open_as_one_does() {
         store.close();
         let files = files(folder.path()).len();
         assert!(files < 100, "{files} files");
-        let start = Instant::now();
         let store = open(folder.path());
-        println!("{STREAMS} streams opened in {:?}, {files} files", start.elapsed());
         for number in (0..STREAMS).step_by(501) {
             let id = stream(&number.to_string());
             let (records, _) = read_all(&store, &id, 0).await.unwrap();
