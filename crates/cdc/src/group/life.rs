@@ -204,13 +204,22 @@ impl GroupService {
     /// Removes a group with its positions, durable when answered. Its members are told that it is not there.
     pub async fn delete(&self, principal: &Principal, stream: &Name, group: &Name) -> Result<(), GroupError> {
         let handle = self.streams.handle(principal, stream).await?;
+        let deleted = self.delete_group(&handle, group).await;
+        // Whatever the answer: what the group's task knows may be no longer so.
+        if let Some(actor) = self.registry.find(&handle, group) {
+            actor.reload();
+        }
+        deleted
+    }
+
+    async fn delete_group(&self, handle: &StreamHandle, group: &Name) -> Result<(), GroupError> {
         let core = &self.streams.core;
         for _ in 0..ATTEMPTS_MAX {
-            let Some((mut main, revision)) = load_main(&handle, group).await? else {
+            let Some((mut main, revision)) = load_main(handle, group).await? else {
                 return Err(GroupError::NotFound { name: group.clone() });
             };
             if main.removing {
-                clear_away(&handle, group, &main.life, revision).await?;
+                clear_away(handle, group, &main.life, revision).await?;
                 continue;
             }
             main.removing = true;
@@ -223,18 +232,15 @@ impl GroupService {
             let swaps = vec![handle.unchanged(), mark];
             match core.meta.compare_and_swap(swaps, core.durability).await.map_err(StoreError::from)? {
                 SwapOutcome::Swapped(revisions) => {
-                    if let Some(actor) = self.registry.find(&handle, group) {
-                        actor.reload();
-                    }
                     if let Some(revision) = revisions.last()
-                        && let Err(error) = clear_away(&handle, group, &life, *revision).await
+                        && let Err(error) = clear_away(handle, group, &life, *revision).await
                     {
                         // It is gone for everybody; what is left is cleared away when the name is used again.
                         tracing::warn!(%error, "what is left of a removed consumer group stays for now");
                     }
                     return Ok(());
                 }
-                SwapOutcome::Mismatch { index: 0, .. } => core.refresh(&handle).await?,
+                SwapOutcome::Mismatch { index: 0, .. } => core.refresh(handle).await?,
                 SwapOutcome::Mismatch { .. } => {}
             }
         }

@@ -353,7 +353,11 @@ fn a_group_that_stops_at_gaps_delivers_what_is_before_and_then_refuses_until_som
             let GroupError::Gap { gap } = error else { panic!("{error:?}") };
             assert_eq!((gap.from.0, gap.to.0, gap.reason), (0, 4, GapReason::Trim));
         }
-        groups.service.seek(&groups.world.ann, &name("s"), &name("g"), SeekTo::Positions([(0, 4)].into())).await.unwrap();
+        groups
+            .service
+            .seek(&groups.world.ann, &name("s"), &name("g"), SeekTo::Positions([(0, 4)].into()))
+            .await
+            .unwrap();
         assert!(groups.poll(None, 2).await.unwrap().gaps.is_empty());
     });
 }
@@ -500,12 +504,16 @@ fn bad_specifications_are_refused_with_the_field_and_its_bounds() {
             GroupSpec { dead_letter: Some(name("t")), ..GroupSpec::default() },
         ];
         for spec in bad {
-            assert_eq!(code(groups.service.create(&groups.world.ann, &name("s"), &name("g"), &spec).await), "invalid_group");
+            assert_eq!(
+                code(groups.service.create(&groups.world.ann, &name("s"), &name("g"), &spec).await),
+                "invalid_group"
+            );
         }
         let orphan = GroupSpec { dead_letter: Some(name("missing")), ..shared };
         let created = groups.service.create(&groups.world.ann, &name("s"), &name("g"), &orphan).await;
         assert_eq!(code(created), "dead_letter_not_found");
-        let missing = groups.service.create(&groups.world.ann, &name("missing"), &name("g"), &GroupSpec::default()).await;
+        let missing =
+            groups.service.create(&groups.world.ann, &name("missing"), &name("g"), &GroupSpec::default()).await;
         assert_eq!(code(missing), "stream_not_found");
         assert_eq!(code(groups.poll(None, 1).await), "group_not_found");
         assert!(groups.service.list(&groups.world.ann, &name("s"), None, 10).await.unwrap().is_empty());

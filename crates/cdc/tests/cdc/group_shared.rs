@@ -47,7 +47,8 @@ fn ids_that_were_never_given_are_reported_and_change_nothing() {
         let polled = groups.poll(None, 1).await.unwrap();
         let own = ids(&polled)[0];
         let near = own.replacen("0-0", "0-1", 1);
-        let bad = ["", "x", "0-0-1-1-0000000000000000", &near, &own.to_uppercase(), &format!("{own}0"), &"9".repeat(10_000)];
+        let bad =
+            ["", "x", "0-0-1-1-0000000000000000", &near, &own.to_uppercase(), &format!("{own}0"), &"9".repeat(10_000)];
         let settled = groups.ack(&bad).await;
         let unknown = bad.iter().filter(|id| **id != own).count();
         assert_eq!(settled.unknown.len(), unknown);
@@ -227,9 +228,15 @@ fn after_its_last_delivery_a_record_goes_to_the_dead_letters_once_with_its_origi
         let headers = &letters[0]["headers"];
         assert_eq!(headers["tidegate-origin-stream"], "s");
         assert_eq!(headers["tidegate-origin-group"], "g");
-        assert_eq!((headers["tidegate-origin-partition"].as_u64(), headers["tidegate-origin-offset"].as_u64()), (Some(0), Some(0)));
+        assert_eq!(
+            (headers["tidegate-origin-partition"].as_u64(), headers["tidegate-origin-offset"].as_u64()),
+            (Some(0), Some(0))
+        );
         assert_eq!(headers["tidegate-origin-deliveries"], 2);
-        assert_eq!((letters[0]["key"].as_str(), letters[0]["event_time"].as_str()), (Some("k"), Some("1970-01-01T00:00:00.005Z")));
+        assert_eq!(
+            (letters[0]["key"].as_str(), letters[0]["event_time"].as_str()),
+            (Some("k"), Some("1970-01-01T00:00:00.005Z"))
+        );
         assert_eq!(groups.committed().await, [1]);
     });
 }
@@ -335,7 +342,11 @@ fn a_seek_forgets_what_was_out_of_the_partitions_that_move_and_nothing_else() {
         groups.fill(0, 3).await;
         groups.fill(1, 3).await;
         let polled = groups.poll(None, 10).await.unwrap();
-        groups.service.seek(&groups.world.ann, &name("s"), &name("g"), SeekTo::Positions([(0, 1)].into())).await.unwrap();
+        groups
+            .service
+            .seek(&groups.world.ann, &name("s"), &name("g"), SeekTo::Positions([(0, 1)].into()))
+            .await
+            .unwrap();
         let settled = groups.ack(&ids(&polled)).await;
         assert_eq!((settled.acked, settled.unknown.len()), (3, 3));
         let again = groups.poll(None, 10).await.unwrap();
@@ -354,7 +365,8 @@ fn each_mode_refuses_what_belongs_to_the_other() {
         let groups = Groups::new(1, shared()).await;
         assert_eq!(code(groups.commit(None, &[(0, 0)]).await), "wrong_mode");
         groups.service.create(&groups.world.ann, &name("s"), &name("o"), &GroupSpec::default()).await.unwrap();
-        let error = groups.service.settle(&groups.world.ann, &name("s"), &name("o"), Settle::default()).await.unwrap_err();
+        let error =
+            groups.service.settle(&groups.world.ann, &name("s"), &name("o"), Settle::default()).await.unwrap_err();
         assert!(matches!(error, GroupError::WrongMode { mode: GroupMode::Ordered }));
         assert_eq!(error.code(), "wrong_mode");
         // A member may join, and is not needed.

@@ -13,7 +13,7 @@ use tidegate_core::port::{ChangeLog, Durability, MetaStore};
 use tidegate_core::position::{Offset, Partition};
 use tidegate_lease::audit::Auditor;
 use tidegate_lease::frozen::SettingsCell;
-use tidegate_testkit::{ManualClock, MemoryAudit, MemoryStore, SeededEntropy};
+use tidegate_testkit::{ManualClock, MemoryAudit, SeededEntropy};
 
 use crate::world::{World, name, placed, spec};
 
@@ -158,11 +158,4 @@ pub(crate) fn streams_over<S: ChangeLog + MetaStore>(
         auditor: Auditor::new(Arc::new(MemoryAudit::new()), clock),
         durability: Durability::Fsync,
     })
-}
-
-/// A store in memory with a clock of its own.
-pub(crate) fn memory() -> (Arc<ManualClock>, Arc<MemoryStore>) {
-    let clock = Arc::new(ManualClock::new());
-    let store = MemoryStore::new(Arc::clone(&clock) as Arc<dyn Clock>);
-    (clock, store)
 }

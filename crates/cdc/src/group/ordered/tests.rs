@@ -1,1 +1,1 @@
-//! To come: filled with the tests of this machine. It never ships.
+//! Tests of this machine by itself. It never ships.
