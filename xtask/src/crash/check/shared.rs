@@ -100,8 +100,10 @@ fn leased_twice(name: &str, group: &Group<'_>, timeout: Micros, ends: &[(Micros,
         for pair in handed.windows(2) {
             let [first, second] = pair else { continue };
             let one_life = !ends.iter().any(|(from, to)| *from <= second.end && first.start <= *to);
-            let back = first.back.is_some_and(|back| back <= second.end);
-            // Both requests may have run at the same time; the later one must end within the lease of either.
+            // Requests that ran at the same time may have been served in either order: it may be the second that was given
+            // back and the first that got it again. Both leases last beyond `early`, whichever was first.
+            let before = |back: &Handed, again: &Handed| back.back.is_some_and(|back| back <= again.end);
+            let back = before(first, second) || before(second, first);
             let early = second.end < first.start + timeout;
             if one_life && !back && early {
                 let what = format!(

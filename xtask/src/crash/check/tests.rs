@@ -361,6 +361,9 @@ fn shared_records_come_until_acknowledged_never_after_and_to_one_at_a_time() {
     assert_eq!(twice.rules(&[], &[11], &[]), ["leased_twice"]);
     twice.killed(25);
     assert_eq!(twice.rules(&[], &[11], &[]), Vec::<&str>::new(), "a restart may give it again");
+    let mut back = book.clone();
+    back.delivered((5, 45), "d2", 0, 11).nack((30, 31), "d1").ack((50, 60), "d2", true);
+    assert_eq!(back.rules(&[], &[11], &[]), Vec::<&str>::new(), "the request that began first was served last");
     let mut late = book.clone();
     late.delivered((10 + 100 * MS, 20 + 100 * MS), "d2", 0, 11).ack((200 * MS, 200 * MS), "d2", true);
     assert_eq!(late.rules(&[], &[11], &[]), Vec::<&str>::new());
