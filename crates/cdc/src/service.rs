@@ -173,6 +173,16 @@ impl Core {
         }
     }
 
+    /// Reads a stream's entry again after it was changed, or may have been, and tells those who follow. Where that fails the
+    /// next change finds out.
+    pub(crate) async fn look_again(&self, handle: &StreamHandle) {
+        match self.refresh(handle).await {
+            Ok(()) | Err(StreamError::NotFound { .. }) => {}
+            Err(error) => tracing::warn!(%error, "a stream's entry was not read again"),
+        }
+        handle.wake();
+    }
+
     /// Whether the stream is gone from the store; then its handle is too.
     pub(crate) async fn forget_if_removed(&self, handle: &StreamHandle) -> bool {
         matches!(self.refresh(handle).await, Err(StreamError::NotFound { .. }))

@@ -1,10 +1,14 @@
 //! Change streams over a store in memory and a clock that moves only when told to: one test a promise.
 #![allow(clippy::unwrap_used, reason = "a test that finds no answer fails")]
 
+#[path = "cdc/durable.rs"]
+mod durable;
 #[path = "cdc/fault.rs"]
 mod fault;
 #[path = "cdc/follow.rs"]
 mod follow;
+#[path = "cdc/group_fault.rs"]
+mod group_fault;
 #[path = "cdc/group_ordered.rs"]
 mod group_ordered;
 #[path = "cdc/group_shared.rs"]

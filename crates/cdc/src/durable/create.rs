@@ -113,10 +113,7 @@ impl StreamService {
                     let made = self.establish(&id, &meta, condition.into_iter().collect(), records).await?;
                     if let Some(source) = source {
                         // Its count went up, or it was something else that changed: either way it is looked at anew.
-                        match self.core.refresh(&source).await {
-                            Ok(()) | Err(StreamError::NotFound { .. }) => {}
-                            Err(error) => return Err(error.into()),
-                        }
+                        self.core.look_again(&source).await;
                     }
                     if made {
                         return Ok(DurableCreated { new: true, content_type, next, closed: spec.closed });

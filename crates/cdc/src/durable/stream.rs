@@ -110,15 +110,15 @@ impl DurableStream {
         Ok(StreamReader::new(Arc::clone(&self.handle), selection, vec![from], Some(changed), Some(slot)))
     }
 
+    /// Looks whether the stream was closed or removed by somebody whom this process has not heard of: another server over the same
+    /// store. Costs a read of one entry.
+    pub async fn look_again(&self) {
+        self.streams.core.look_again(&self.handle).await;
+    }
+
     /// The stream is being read from: its time to live begins anew.
     pub fn touch(&self) {
         self.handle.touch();
-    }
-
-    /// Whether somebody follows it.
-    #[must_use]
-    pub fn followers(&self) -> usize {
-        self.handle.followers()
     }
 }
 

@@ -270,8 +270,7 @@ impl StreamService {
                     extra.forget();
                     if extra.close {
                         // Seen before it is answered, by who reads and by who follows.
-                        self.core.refresh(handle).await?;
-                        handle.wake();
+                        self.core.look_again(handle).await;
                     }
                     if let Some(watermarks) = &mut watermarks {
                         for (partition, _) in &advanced {

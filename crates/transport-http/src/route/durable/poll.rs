@@ -53,6 +53,7 @@ async fn wait(app: &App, principal: &Principal, stream: &DurableStream, range: R
     let over = clock.sleep_until(clock.now().after(limit));
     let leaving = app.leaving.cancelled();
     tokio::pin!(over, leaving);
+    let mut last = false;
     loop {
         let closed = stream.is_closed();
         let segment = reader.next(PART).await.map_err(|error| durable_problem(&error.into()))?;
@@ -71,7 +72,7 @@ async fn wait(app: &App, principal: &Principal, stream: &DurableStream, range: R
             describe(app, response.headers_mut(), range, Some(etag(stream, range)));
             return Ok(response);
         }
-        if closed {
+        if closed || last {
             return Ok(nothing(app, Range { closed, ..range }));
         }
         tokio::select! {
@@ -80,7 +81,8 @@ async fn wait(app: &App, principal: &Principal, stream: &DurableStream, range: R
             () = &mut leaving => return Ok(nothing(app, range)),
             () = &mut over => {
                 stream.look_again().await;
-                return Ok(nothing(app, Range { closed: stream.is_closed(), ..range }));
+                // Once more: what closed the stream at the last moment may have brought records too.
+                last = true;
             }
         }
     }
