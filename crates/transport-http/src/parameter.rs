@@ -16,7 +16,7 @@ impl Parameters {
     /// Reads a query string. As forms are written: `+` is a space, and percent-encoded bytes must be UTF-8.
     pub(crate) fn parse(query: &str, known: &'static [&'static str]) -> Result<Self, JsonError> {
         let mut found: Vec<(&'static str, String)> = Vec::new();
-        for part in query.split('&').filter(|part| !part.is_empty()) {
+        for part in query.split('&').filter(|part| !matches!(*part, "" | "=")) {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
             let shown = || decode(name).unwrap_or(Cow::Borrowed(name)).chars().take(100).collect::<String>();
             let known_name = decode(name).and_then(|name| known.iter().find(|known| **known == name).copied());

@@ -43,7 +43,6 @@ pub(crate) struct World {
     pub(crate) source: ScriptedSource,
     pub(crate) audit: MemoryAudit,
     pub(crate) settings: Arc<SettingsCell>,
-    pub(crate) store: Arc<MemoryStore>,
     pub(crate) config: Arc<TestConfig>,
     in_flight: watch::Receiver<usize>,
     stop: Option<oneshot::Sender<()>>,
@@ -121,7 +120,7 @@ impl Setup {
         let running = tokio::spawn(server.run(async move {
             let _ = stopped.await;
         }));
-        Ok(World { address, source, audit, settings, store, config, in_flight, stop: Some(stop), running })
+        Ok(World { address, source, audit, settings, config, in_flight, stop: Some(stop), running })
     }
 }
 

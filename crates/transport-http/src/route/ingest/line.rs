@@ -146,7 +146,7 @@ pub(super) async fn open(lines: &mut Lines) -> Result<Verify, Problem> {
     let number = lines.number.max(1);
     // What is left of the body cannot be told from the next request, so the connection ends.
     let refused = |error: JsonError| json_problem(&at_line(error, number)).with("line", number).closing();
-    parse_open(&text(line.as_deref().unwrap_or_default()).map_err(refused)?).map_err(refused)
+    parse_open(text(line.as_deref().unwrap_or_default()).map_err(refused)?).map_err(refused)
 }
 
 fn parse_open(text: &str) -> Result<Verify, JsonError> {
