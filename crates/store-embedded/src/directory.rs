@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::engine::Engine;
 use crate::error::{OpenError, ReadError};
@@ -16,6 +17,9 @@ use crate::state::LogState;
 
 /// Two slots are written in turn, each within a sector, so that one is always whole.
 const SLOT_BYTES: u64 = 512;
+/// How often a lock that somebody holds is tried, and how long in between.
+const LOCK_TRIES: u32 = 50;
+const LOCK_WAIT: Duration = Duration::from_millis(10);
 
 /// The folder, locked.
 #[derive(Debug)]
@@ -34,10 +38,15 @@ impl Directory {
         let fail = |source| OpenError::Io { path: path.into(), source };
         fs::create_dir_all(path).map_err(fail)?;
         let lock = open_file(&path.join("lock")).map_err(fail)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse { path: path.into() }),
-            Err(TryLockError::Error(source)) => return Err(fail(source)),
+        let mut tries = LOCK_TRIES;
+        while let Err(error) = lock.try_lock() {
+            tries -= 1;
+            match error {
+                // Who closed it a moment ago may have started a program, which holds the lock until it is running.
+                TryLockError::WouldBlock if tries > 0 => std::thread::sleep(LOCK_WAIT),
+                TryLockError::WouldBlock => return Err(OpenError::InUse { path: path.into() }),
+                TryLockError::Error(source) => return Err(fail(source)),
+            }
         }
         let acknowledged_path = path.join("acknowledged");
         let acknowledged = open_file(&acknowledged_path).map_err(fail)?;

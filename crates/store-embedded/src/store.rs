@@ -19,7 +19,7 @@ use crate::writer::Writer;
 
 /// The log and the metadata store of one machine, in one folder, on one fjall database.
 ///
-/// Cheap to clone. The store closes when the last handle is dropped, or by [`close`](Self::close).
+/// Cheap to clone. Its async methods need a tokio runtime, of either kind. The store closes when the last handle is dropped, or by [`close`](Self::close).
 #[derive(Clone)]
 pub struct EmbeddedStore {
     pub(crate) inner: Arc<Inner>,
