@@ -20,6 +20,12 @@ mod connection;
 mod database;
 #[path = "server/drain.rs"]
 mod drain;
+#[path = "server/durable_streams.rs"]
+mod durable_streams;
+#[path = "server/follow.rs"]
+mod follow;
+#[path = "server/group.rs"]
+mod group;
 #[path = "server/http.rs"]
 mod http;
 #[path = "server/identity.rs"]
@@ -28,6 +34,8 @@ mod identity;
 mod operation;
 #[path = "server/process.rs"]
 mod process;
+#[path = "server/publish.rs"]
+mod publish;
 #[path = "server/reader.rs"]
 mod reader;
 #[path = "server/resume.rs"]

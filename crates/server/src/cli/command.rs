@@ -129,6 +129,8 @@ pub(super) fn say_json(bytes: &[u8]) -> Result<(), CommandError> {
 
 /// A command that is told to stop has so long to end in good order.
 const GRACE: Duration = Duration::from_secs(5);
+/// A second signal so soon after the first is the first.
+const ECHO: Duration = Duration::from_millis(250);
 
 /// Whether the user interrupted. After the first Ctrl-C or SIGTERM a command has 5 s to end in good order; a second one ends
 /// the process at once.
@@ -142,6 +144,13 @@ impl Interrupt {
         tokio::spawn(async move {
             signals.next().await;
             sender.send_replace(true);
+            // One interrupt may come twice: to the process, and to its group.
+            let _ = tokio::time::timeout(ECHO, async {
+                loop {
+                    signals.next().await;
+                }
+            })
+            .await;
             tokio::select! {
                 () = tokio::time::sleep(GRACE) => {}
                 () = signals.next() => {}
@@ -161,6 +170,11 @@ impl Interrupt {
     pub(super) fn is_heard(&self) -> bool {
         *self.0.borrow()
     }
+}
+
+/// `1 record`, `2 records`
+pub(super) fn records(count: u64) -> String {
+    if count == 1 { "1 record".to_owned() } else { format!("{count} records") }
 }
 
 /// A name of a stream or group: 1 to 255 bytes without control characters.

@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 
 use super::call::{Fault, Patience, accepted};
 use super::change::GapInfo;
-use super::document::ErrorLine;
+use super::document::Problem;
 use super::error::Interruption;
 use super::run::{Item, Run};
 use super::{Client, ClientError, LineError};
@@ -147,12 +147,13 @@ impl Tail {
                     serde_json::from_str(named.map_or(data, RawValue::get)).map_err(ClientError::Answer)?;
                 Ok(self.run.gap(gap)?)
             }
+            // A problem document, as an answer that is refused has it.
             "error" => {
-                let error: Box<ErrorLine> = serde_json::from_str(data).map_err(ClientError::Answer)?;
-                Err(if error.is_retryable() {
-                    Fault::Again(Interruption::Server(error))
+                let problem: Box<Problem> = serde_json::from_str(data).map_err(ClientError::Answer)?;
+                Err(if problem.is_retryable() {
+                    Fault::Again(Interruption::Refused(problem))
                 } else {
-                    Fault::Never(ClientError::Failed { rows: 0, error })
+                    Fault::Never(ClientError::Refused(problem))
                 })
             }
             // What a later server says beside records is no business of this client.

@@ -101,6 +101,9 @@ pub fn gap_line(gap: &GapInfo) -> String {
     let (partition, from, count) = (gap.partition, gap.from, gap.to.saturating_sub(gap.from));
     let last = gap.to.saturating_sub(1);
     let reason = printable(&gap.reason);
+    if count == 1 {
+        return format!("GAP: partition {partition}: offset {from} is gone ({reason})");
+    }
     format!("GAP: partition {partition}: offsets {from} to {last} are gone ({reason}): {count} records")
 }
 

@@ -139,6 +139,33 @@ impl Server {
         Self { child, address, folder, _stdout: stdout }
     }
 
+    /// Kills it with SIGKILL and starts it again on the same folder and address.
+    pub(crate) fn kill_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let errors = std::fs::File::options().append(true).open(self.path("stderr")).unwrap();
+        self.child = tidegate()
+            .args(["serve", "--http", &self.address.to_string(), "--data-dir", "data"])
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(self.child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let stderr = || std::fs::read_to_string(self.path("stderr")).unwrap();
+        assert!(line.starts_with("listening http "), "{line:?}; {}", stderr());
+        self._stdout = stdout;
+    }
+
+    /// Runs a client command at this server to its end.
+    pub(crate) fn client(&self, arguments: &[&str]) -> Output {
+        let url = self.url();
+        run_in(self.folder.path(), &[arguments, &["--url", &url]].concat())
+    }
+
     /// Its URL.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)

@@ -249,7 +249,7 @@ impl Watch {
                 let rate = u128::from(records - before) * 1000 / elapsed;
                 (before, at) = (records, Instant::now());
                 let line = format!(
-                    "{} records  {rate} records/s  lag {}  {} members",
+                    "{} records printed  {rate} records/s  lag {}  members {}",
                     HumanCount(records),
                     HumanCount(info.lag()),
                     info.members.len()

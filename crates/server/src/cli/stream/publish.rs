@@ -7,11 +7,12 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use clap::Args;
+use serde::Serialize;
 use serde_json::value::RawValue;
 use tidegate_core::system::OsEntropy;
 
 use super::super::ClientArgs;
-use super::super::command::{CommandError, Interrupt, bytes, client, name};
+use super::super::command::{CommandError, Interrupt, bytes, client, name, records};
 use super::input::{End, Frame, Handover, LineKind, Lines, Size, json_or_text};
 use crate::client::change::AppendedRange;
 use crate::client::{Acknowledged, ClientError, Producer};
@@ -154,8 +155,8 @@ pub(super) async fn run(common: &ClientArgs, args: &PublishArgs) -> Result<(), C
     let handover = read(args)?;
     let published = send(&mut producer, &handover, &mut report, &mut interrupt).await;
     let told = report.end();
-    if published.is_err() {
-        eprintln!("{} records were published before", report.records);
+    if published.is_err() && !common.json {
+        eprintln!("{} published before", records(report.records));
     }
     published.and(told)
 }
@@ -211,6 +212,15 @@ fn refused(lines: &Lines, problem: Box<crate::client::Problem>) -> CommandError 
     CommandError::Batch { first, last, line, problem }
 }
 
+/// What is said of a batch.
+#[derive(Serialize)]
+struct Document<'a> {
+    count: u64,
+    appended: &'a Option<Vec<AppendedRange>>,
+    late: u64,
+    attempts: u64,
+}
+
 /// Says where records came to lie: for people one line a run of offsets, as JSON one document a batch.
 struct Report {
     json: bool,
@@ -226,20 +236,18 @@ impl Report {
     fn add(&mut self, done: &Acknowledged) -> Result<(), CommandError> {
         self.records += done.count;
         if self.json {
-            let document = serde_json::json!({
-                "count": done.count,
-                "appended": done.ranges,
-                "late": done.late,
-                "attempts": done.attempts,
-            });
+            let Acknowledged { count, late, ranges, attempts } = done;
+            let document =
+                serde_json::to_string(&Document { count: *count, appended: ranges, late: *late, attempts: *attempts });
+            let document = document.expect("a document of numbers is JSON");
             writeln!(io::stdout(), "{document}")?;
             return Ok(());
         }
         if done.late > 0 {
-            eprintln!("{} records came too late and were left out (the stream drops what is late)", done.late);
+            eprintln!("{} came too late and left out (the stream drops what is late)", records(done.late));
         }
         let Some(ranges) = &done.ranges else {
-            writeln!(io::stdout(), "{} records that the server had already", done.count)?;
+            writeln!(io::stdout(), "{} that the server had already", records(done.count))?;
             return Ok(());
         };
         for range in ranges {

@@ -150,6 +150,9 @@ async fn an_error_event_ends_the_tail_or_is_resumed_as_it_says() {
     assert_eq!(read(&world, 5).await.unwrap().2, 1);
     let world = World::in_turn([Reply::Ended(error("never"))]).await;
     assert_eq!(read(&world, 5).await.unwrap_err().code(), Some("draining"));
+    let gone = "event: error\ndata: {\"status\":404,\"code\":\"stream_not_found\",\"retry\":\"never\"}\n\n".to_owned();
+    let world = World::in_turn([Reply::Ended(gone)]).await;
+    assert_eq!(read(&world, 5).await.unwrap_err().exit(), crate::cli::Exit::NotFound);
 }
 
 #[tokio::test]
