@@ -29,8 +29,11 @@ pub(crate) const QUEUE_MAX: usize = 1_024;
 pub(crate) const BATCH_MAX: usize = 256;
 /// A group that nobody asked for anything for so long, and that has nothing to do itself, is no longer kept in memory.
 pub(crate) const IDLE: Duration = Duration::from_secs(60);
-/// How long to wait before a group is read again that could not be read or written.
+/// How long to wait before a group is read again that could not be read or written and that nobody asks for anything; after
+/// each further failure twice as long.
 const RELOAD_PAUSE: Duration = Duration::from_millis(500);
+/// How often that is doubled at most.
+const RELOAD_DOUBLINGS_MAX: u32 = 6;
 
 /// A command with the way to its answer.
 pub(crate) struct Envelope {
@@ -126,7 +129,9 @@ pub(crate) struct Actor {
     /// Members whose sessions go on when the group is read again.
     pub(crate) before: Option<Members>,
     used: Moment,
+    /// What is known was given up: when to read it again without being asked.
     retry_at: Option<Moment>,
+    failures: u32,
     pub(crate) burial: Option<BoxFuture<'static, Burial>>,
     pub(crate) bury_at: Moment,
     pub(crate) bury_failures: u32,
@@ -164,6 +169,7 @@ impl Actor {
             before: None,
             used,
             retry_at: None,
+            failures: 0,
             burial: None,
             bury_at: used,
             bury_failures: 0,
@@ -214,10 +220,8 @@ impl Actor {
             if flow == Flow::End {
                 break;
             }
-            while !self.common.undo.lock().is_empty() {
-                if self.step(VecDeque::new()).await == Flow::End {
-                    return self.end();
-                }
+            if !self.common.undo.lock().is_empty() && self.step(VecDeque::new()).await == Flow::End {
+                break;
             }
             self.plan_burial();
         }
@@ -247,7 +251,7 @@ impl Actor {
     fn is_idle(&self, now: Moment) -> bool {
         let resting = match &self.loaded {
             Some(loaded) => loaded.machine.next_deadline().is_none() && loaded.machine.dead(1).is_empty(),
-            None => self.retry_at.is_none(),
+            None => true,
         };
         resting && self.burial.is_none() && now >= self.used.after(IDLE)
     }
@@ -259,9 +263,9 @@ impl Actor {
         if self.common.reload.swap(false, std::sync::atomic::Ordering::AcqRel) {
             self.forget();
         }
-        self.retry_at = None;
         match self.attempts(&batch).await {
             Ok(outcomes) => {
+                self.failures = 0;
                 for (envelope, outcome) in batch.into_iter().zip(outcomes) {
                     let undo = undo_of(&envelope.command, &outcome);
                     if envelope.reply.send(Ok(outcome)).is_err() {
@@ -271,6 +275,7 @@ impl Actor {
                 Flow::On
             }
             Err(failed) => {
+                self.failures = self.failures.saturating_add(1);
                 self.forget();
                 for envelope in batch {
                     drop(envelope.reply.send(Err(failed.to_error(&self.handle, &self.group))));
@@ -280,9 +285,6 @@ impl Actor {
                     Failed::Store(error) => {
                         counter!("tidegate_group_store_failures_total").increment(1);
                         tracing::warn!(%error, "a consumer group could not be stored");
-                        self.retry_at = Some(self.handle.core.clock.now().after(RELOAD_PAUSE));
-                        // What waits to be taken back is part of what is read again.
-                        self.common.undo.lock().clear();
                         Flow::On
                     }
                 }
@@ -290,8 +292,11 @@ impl Actor {
         }
     }
 
-    /// What is known of the group is not what is stored, or may not be: it is read again when it is next needed.
+    /// What is known of the group is not what is stored, or may not be: it is read again when it is next needed, or after a
+    /// while, because its members' sessions and its deliveries end by themselves.
     pub(crate) fn forget(&mut self) {
+        let pause = RELOAD_PAUSE * (1 << self.failures.min(RELOAD_DOUBLINGS_MAX));
+        self.retry_at = Some(self.handle.core.clock.now().after(pause));
         if let Some(loaded) = self.loaded.take() {
             self.before = Some(loaded.machine.into_members());
         }
@@ -304,12 +309,14 @@ impl Actor {
         let loaded = Loaded::load(&self.handle, &self.group, self.now(), self.before.as_ref()).await?;
         self.loaded = Some(loaded.ok_or(Failed::NoGroup)?);
         self.before = None;
+        self.retry_at = None;
         self.common.wake();
         Ok(())
     }
 
     /// Decides and stores, again while others change what was decided on.
     async fn attempts(&mut self, batch: &VecDeque<Envelope>) -> Result<Vec<Outcome>, Failed> {
+        let mut undo = Vec::new();
         for _ in 0..ATTEMPTS_MAX {
             self.load().await?;
             let now = self.now();
@@ -317,7 +324,7 @@ impl Actor {
             let machine = &mut loaded.machine;
             let wakes = machine.wakes();
             let mut touched = Touched::default();
-            let undo = std::mem::take(&mut *self.common.undo.lock());
+            undo.append(&mut self.common.undo.lock());
             for command in &undo {
                 machine.apply(now, command, &mut touched);
             }

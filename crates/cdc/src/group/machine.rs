@@ -15,8 +15,8 @@ use crate::error::StoreError;
 /// A group.
 #[derive(Debug)]
 pub(crate) enum Machine {
-    Ordered(Ordered),
-    Shared(Shared),
+    Ordered(Box<Ordered>),
+    Shared(Box<Shared>),
 }
 
 /// What is stored of a group beside what it is.
@@ -54,8 +54,11 @@ impl Machine {
     ) -> Result<Self, StoreError> {
         let start = cells.start.as_deref().ok_or_else(|| corrupt("a consumer group does not say where it began"))?;
         Ok(match main.spec.mode {
-            GroupMode::Ordered => Self::Ordered(Ordered::restore(main, start, &cells.places, now, before)),
-            GroupMode::Shared => Self::Shared(Shared::restore(main, start, &cells.lanes, &cells.blocks, now, before)),
+            GroupMode::Ordered => Self::Ordered(Box::new(Ordered::restore(main, start, &cells.places, now, before))),
+            GroupMode::Shared => {
+                let (lanes, blocks) = (&cells.lanes, &cells.blocks);
+                Self::Shared(Box::new(Shared::restore(main, start, lanes, blocks, now, before)))
+            }
         })
     }
 

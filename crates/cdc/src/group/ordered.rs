@@ -4,8 +4,6 @@
 mod assign;
 #[cfg(test)]
 mod model;
-#[cfg(test)]
-mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -8,8 +8,6 @@ pub(crate) mod delivery;
 #[cfg(test)]
 mod model;
 mod settle;
-#[cfg(test)]
-mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

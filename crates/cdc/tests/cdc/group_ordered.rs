@@ -109,6 +109,23 @@ fn a_commit_is_what_was_delivered_not_the_tail() {
 }
 
 #[test]
+fn a_consumer_that_commits_a_part_of_what_it_got_gets_the_rest_again_when_it_starts_anew() {
+    block_on(async {
+        let groups = Groups::new(2, GroupSpec::default()).await;
+        groups.fill(0, 6).await;
+        groups.fill(1, 6).await;
+        let sink = groups.join().await;
+        assert_eq!(groups.poll(Some(&sink), 12).await.unwrap().records.len(), 12);
+        // It published four records of one partition and then failed.
+        groups.commit(Some(&sink), &[(0, 4)]).await.unwrap();
+        groups.service.leave(&groups.world.ann, &name("s"), &name("g"), &sink.member).await.unwrap();
+        let sink = groups.join().await;
+        let again: BTreeSet<(u32, u64)> = places(&groups.poll(Some(&sink), 12).await.unwrap()).into_iter().collect();
+        assert_eq!(again, (4..6).map(|at| (0, at)).chain((0..6).map(|at| (1, at))).collect());
+    });
+}
+
+#[test]
 fn reading_never_commits() {
     block_on(async {
         let mut groups = Groups::new(1, GroupSpec::default()).await;

@@ -153,8 +153,8 @@ impl Run {
             assert!(most - least <= 1, "{counts:?}");
         }
         let mut changed = false;
-        for partition in 0..PARTITIONS as usize {
-            if holders[partition] != self.model.holders[partition] {
+        for (partition, holder) in holders.iter().enumerate() {
+            if *holder != self.model.holders[partition] {
                 changed = true;
                 self.model.delivered[partition] = self.model.committed[partition];
                 self.model.position[partition] = self.model.committed[partition];
@@ -367,6 +367,8 @@ impl Run {
                 self.restart();
                 touched = Touched::default();
             }
+            // A restart stores first: nothing is left to lose.
+            Op::Crash(op) if matches!(**op, Op::Restart) => return self.step(op),
             Op::Crash(op) => {
                 let (before, joined) = (self.model.clone(), self.joined.len());
                 self.step(op);

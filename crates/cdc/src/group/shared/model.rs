@@ -361,6 +361,8 @@ impl Run {
                 self.restart();
                 touched = Touched::default();
             }
+            // A restart stores first: nothing is left to lose.
+            Op::Crash(op) if matches!(**op, Op::Restart) => return self.step(op),
             Op::Crash(op) => {
                 let (model, made) = (self.model.clone(), self.made.clone());
                 self.step(op);
@@ -404,8 +406,7 @@ impl Run {
             let count = self.model.records.keys().filter(|place| place.0 == partition).count() as u64;
             assert_eq!(snapshot.outstanding[partition as usize], count);
             // Nothing is lost: whatever lies before `next` is out or done.
-            let begin = if self.model.done.is_empty() { floor } else { floor.min(start()[partition as usize]) };
-            for offset in begin.max(floor)..self.model.next[partition as usize] {
+            for offset in floor..self.model.next[partition as usize] {
                 let place = (partition, offset);
                 assert!(self.model.records.contains_key(&place) != self.model.done.contains(&place), "{place:?}");
             }

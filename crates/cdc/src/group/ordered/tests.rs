@@ -1,1 +1,0 @@
-//! Tests of this machine by itself. It never ships.
