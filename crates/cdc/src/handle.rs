@@ -54,6 +54,9 @@ pub(crate) type ProducerSlot = Arc<tokio::sync::Mutex<Option<Known<Option<Produc
 /// A stream's watermarks, loaded when first needed; used by one publisher at a time.
 pub(crate) type Watermarks = Vec<Option<Known<Option<Timestamp>>>>;
 
+/// What is known of the last sequence that a stream's writers gave; used by one writer at a time.
+pub(crate) type WriterSequence = Option<Known<Option<Box<str>>>>;
+
 pub(crate) struct StreamHandle {
     /// Its identity: tenant and name.
     pub(crate) id: StreamId,
@@ -73,7 +76,7 @@ pub(crate) struct StreamHandle {
     /// Held by a publisher to a stream that drops late records: each must see what the one before it did.
     pub(crate) watermarks: tokio::sync::Mutex<Watermarks>,
     /// Held by a writer that gives a sequence (`Stream-Seq`): each must see what the one before it did.
-    pub(crate) writer_seq: tokio::sync::Mutex<Option<Known<Option<Box<str>>>>>,
+    pub(crate) writer_seq: tokio::sync::Mutex<WriterSequence>,
     /// When the stream was last used.
     pub(crate) access: Access,
     changed: watch::Sender<u64>,

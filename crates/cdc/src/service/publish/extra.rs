@@ -6,7 +6,7 @@ use tidegate_core::port::{AppendRecord, CompareAndSwap, MetaStore, Swap};
 use tidegate_frame::envelope::Kind;
 
 use crate::error::{PublishError, StoreError};
-use crate::handle::{Known, StreamHandle, seal, unseal};
+use crate::handle::{Known, StreamHandle, WriterSequence, seal, unseal};
 use crate::key;
 
 const WRITER_SEQ_VERSION: u16 = 1;
@@ -17,7 +17,7 @@ pub(crate) struct Extra<'a> {
     /// The stream takes nothing more after it.
     pub(crate) close: bool,
     /// The sequence that the writer gives, and what is known of the last one; its lock is held.
-    pub(crate) writer_seq: Option<(&'a str, &'a mut Option<Known<Option<Box<str>>>>)>,
+    pub(crate) writer_seq: Option<(&'a str, &'a mut WriterSequence)>,
 }
 
 impl Extra<'_> {
