@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn a_group_is_described_with_its_owners_and_its_whole_lag() {
         let info: GroupInfo = serde_json::from_str(
-            r#"{"group":"g","mode":"ordered","generation":7,"members":[{"member":"m1","client":"one","partitions":[0,1],"last_seen":"2026-11-21T10:00:00.000Z"}],
+            r#"{"name":"g","mode":"ordered","generation":7,"members":[{"member":"m1","client":"one","partitions":[0,1],"last_seen":"2026-11-21T10:00:00.000Z"}],
                 "positions":[{"partition":0,"committed":5,"next":9,"earliest":0,"lag":4},{"partition":2,"committed":0,"next":18446744073709551615,"earliest":0,"lag":18446744073709551615}],"later":{}}"#,
         )
         .unwrap();

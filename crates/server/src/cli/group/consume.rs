@@ -1,6 +1,7 @@
 //! `tidegate group consume`: a member of a group that prints what it is delivered. It commits (or acknowledges) a record after
 //! the record was written out, never before; so at every kill a record is printed at least once, by whoever comes next.
 
+use std::collections::VecDeque;
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use serde_json::value::RawValue;
 use super::super::command::{CommandError, Interrupt, bytes, client, name};
 use super::super::{ClientArgs, stream};
 use super::GroupSpecArgs;
-use crate::client::change::{GroupInfo, record_of};
+use crate::client::change::{GapInfo, GroupInfo, record_of};
 use crate::client::{Batch, Client, ClientError, Member, Notice, SharedReader};
 use crate::output::RecordOutput;
 
@@ -187,13 +188,24 @@ fn deliveries(batch: &Batch) -> Result<Vec<Box<RawValue>>, CommandError> {
     Ok(ids)
 }
 
-/// Prints a batch: its gaps where they belong as far as an answer tells, before the records of their partition.
-fn print(batch: &Batch, output: &mut Output) -> Result<(), CommandError> {
-    for gap in &batch.gaps {
-        output.gap(gap)?;
+/// Prints a batch, each gap in its place among the records of its partition.
+fn print<W: io::Write>(batch: &Batch, output: &mut RecordOutput<W>) -> Result<(), CommandError> {
+    let mut gaps: VecDeque<&GapInfo> = batch.gaps.iter().collect();
+    for json in &batch.records {
+        if !gaps.is_empty() {
+            let record = record_of(json.get()).map_err(ClientError::Answer)?;
+            let (before, after) = gaps
+                .into_iter()
+                .partition::<VecDeque<_>, _>(|gap| gap.partition == record.partition && gap.to <= record.offset);
+            for gap in before {
+                output.gap(gap)?;
+            }
+            gaps = after;
+        }
+        output.record(json.get())?;
     }
-    for record in &batch.records {
-        output.record(record.get())?;
+    for gap in gaps {
+        output.gap(gap)?;
     }
     Ok(output.flush()?)
 }
@@ -290,5 +302,40 @@ impl Watch {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_stands_in_its_place_among_the_records_of_its_partition() {
+        let batch: Batch = serde_json::from_str(
+            r#"{"records":[{"partition":0,"offset":1,"op":"insert","value":1},{"partition":1,"offset":9,"op":"insert","value":1},{"partition":0,"offset":5,"op":"insert","value":1}],
+                "gaps":[{"partition":0,"from":2,"to":5,"reason":"retention"},{"partition":1,"from":0,"to":9,"reason":"trim"},{"partition":2,"from":0,"to":1,"reason":"compaction"}],
+                "delivered":{"0":6,"1":10,"2":1},"generation":1}"#,
+        )
+        .unwrap();
+        let mut written = Vec::new();
+        print(&batch, &mut RecordOutput::new(&mut written, true)).unwrap();
+        let text = String::from_utf8(written).unwrap();
+        let places: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| {
+                let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                let (record, gap) = (&line["record"], &line["gap"]);
+                serde_json::json!([record["partition"], record["offset"], gap["partition"], gap["to"]])
+            })
+            .collect();
+        let expected = serde_json::json!([
+            [0, 1, null, null],
+            [null, null, 1, 9],
+            [1, 9, null, null],
+            [null, null, 0, 5],
+            [0, 5, null, null],
+            [null, null, 2, 1]
+        ]);
+        assert_eq!(serde_json::Value::from(places), expected);
     }
 }

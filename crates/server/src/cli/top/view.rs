@@ -271,7 +271,7 @@ mod tests {
 
     fn row(name: &str, rate: f64, bytes: u64) -> StreamRow {
         let group: GroupInfo = serde_json::from_str(
-            r#"{"group":"workers","mode":"ordered","generation":4,"members":[{"member":"m","client":"one","partitions":[0,1]}],"positions":[{"partition":0,"committed":1,"next":5,"lag":4}]}"#,
+            r#"{"name":"workers","mode":"ordered","generation":4,"members":[{"member":"m","client":"one","partitions":[0,1]}],"positions":[{"partition":0,"committed":1,"next":5,"lag":4}]}"#,
         )
         .unwrap();
         StreamRow {
