@@ -49,6 +49,10 @@ pub enum Kind {
     LogState = 9,
     /// A value of the metadata store.
     Metadata = 10,
+    /// When a stream was last used.
+    StreamUse = 11,
+    /// The last sequence that a stream's writers gave.
+    WriterSequence = 12,
 }
 
 impl Kind {
@@ -64,6 +68,8 @@ impl Kind {
         Self::Batch,
         Self::LogState,
         Self::Metadata,
+        Self::StreamUse,
+        Self::WriterSequence,
     ];
 
     /// Its number in the envelope.
