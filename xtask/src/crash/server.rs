@@ -15,8 +15,9 @@ use tokio::time::timeout;
 use super::client::{Ask, Client};
 use super::history::{Event, Process, Recorder};
 
-/// A start that takes longer is a failure, whatever there is to recover.
-pub(crate) const READY_BOUND: Duration = Duration::from_secs(60);
+/// A start that takes longer is a failure, whatever there is to recover: far more than a machine that builds something meanwhile
+/// needs. How long the starts took is reported.
+pub(crate) const READY_BOUND: Duration = Duration::from_secs(180);
 /// SIGTERM: the drain of `limits.drain_ms` with the margin that the documentation asks for.
 const DRAIN_BOUND: Duration = Duration::from_secs(40);
 /// The id of the process's own operations in the history.

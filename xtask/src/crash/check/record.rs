@@ -8,6 +8,10 @@ use crate::crash::history::{Event, NATIVE, Outcome, Place};
 
 pub(super) fn check(facts: &Facts<'_>, found: &mut Vec<Violation>) {
     finals(facts, found);
+    if facts.finals.is_empty() {
+        // A run that broke off: that is told already, and nothing can be said of what was not read.
+        return;
+    }
     for logical in &facts.logical {
         append(facts, logical, found);
     }
