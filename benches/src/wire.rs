@@ -118,7 +118,7 @@ impl Wire {
     #[must_use]
     pub fn tail(self, stream: &str, from_start: bool) -> Vec<u8> {
         let path = match (self, from_start) {
-            (Self::Native, false) => format!("{}/records?partition=0", self.path(stream)),
+            (Self::Native, false) => format!("{}/records?partition=0&from=latest", self.path(stream)),
             (Self::Native, true) => format!("{}/records?partition=0&from=0", self.path(stream)),
             (_, false) => format!("{}?offset=now&live=sse", self.path(stream)),
             (_, true) => format!("{}?offset=-1&live=sse", self.path(stream)),
