@@ -9,6 +9,8 @@ mod fault;
 mod follow;
 #[path = "cdc/group_fault.rs"]
 mod group_fault;
+#[path = "cdc/group_life.rs"]
+mod group_life;
 #[path = "cdc/group_ordered.rs"]
 mod group_ordered;
 #[path = "cdc/group_shared.rs"]

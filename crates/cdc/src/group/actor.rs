@@ -42,7 +42,7 @@ pub(crate) struct Envelope {
 }
 
 /// What a group's task shares with those who ask it.
-pub(crate) struct Common {
+pub(crate) struct Link {
     /// What has to be taken back because an answer did not reach its caller.
     pub(crate) undo: Mutex<Vec<Command>>,
     /// Changes when somebody who waits should look again.
@@ -53,7 +53,7 @@ pub(crate) struct Common {
     pub(crate) reload: std::sync::atomic::AtomicBool,
 }
 
-impl Common {
+impl Link {
     pub(crate) fn new() -> Self {
         Self {
             undo: Mutex::new(Vec::new()),
@@ -123,7 +123,7 @@ pub(crate) struct Actor {
     pub(crate) handle: Arc<StreamHandle>,
     pub(crate) group: Name,
     pub(crate) commands: mpsc::Receiver<Envelope>,
-    pub(crate) common: Arc<Common>,
+    pub(crate) link: Arc<Link>,
     pub(crate) registry: Weak<Registry>,
     pub(crate) loaded: Option<Loaded>,
     /// Members whose sessions go on when the group is read again.
@@ -155,7 +155,7 @@ impl Actor {
         handle: Arc<StreamHandle>,
         group: Name,
         commands: mpsc::Receiver<Envelope>,
-        common: Arc<Common>,
+        link: Arc<Link>,
         registry: Weak<Registry>,
     ) -> Self {
         let used = handle.core.clock.now();
@@ -163,7 +163,7 @@ impl Actor {
             handle,
             group,
             commands,
-            common,
+            link,
             registry,
             loaded: None,
             before: None,
@@ -220,7 +220,7 @@ impl Actor {
             if flow == Flow::End {
                 break;
             }
-            if !self.common.undo.lock().is_empty() && self.step(VecDeque::new()).await == Flow::End {
+            if !self.link.undo.lock().is_empty() && self.step(VecDeque::new()).await == Flow::End {
                 break;
             }
             self.plan_burial();
@@ -231,11 +231,11 @@ impl Actor {
     /// Who still waits for an answer asks again, of a new task.
     fn end(mut self) {
         if let Some(registry) = self.registry.upgrade() {
-            registry.remove(&self.handle, &self.group, &self.common);
+            registry.remove(&self.handle, &self.group, &self.link);
         }
         self.commands.close();
         while self.commands.try_recv().is_ok() {}
-        self.common.wake();
+        self.link.wake();
     }
 
     fn wake_at(&self) -> Moment {
@@ -260,7 +260,7 @@ impl Actor {
     async fn step(&mut self, mut batch: VecDeque<Envelope>) -> Flow {
         // Nobody waits for the answer: the command changes nothing.
         batch.retain(|envelope| !envelope.reply.is_closed());
-        if self.common.reload.swap(false, std::sync::atomic::Ordering::AcqRel) {
+        if self.link.reload.swap(false, std::sync::atomic::Ordering::AcqRel) {
             self.forget();
         }
         match self.attempts(&batch).await {
@@ -269,7 +269,7 @@ impl Actor {
                 for (envelope, outcome) in batch.into_iter().zip(outcomes) {
                     let undo = undo_of(&envelope.command, &outcome);
                     if envelope.reply.send(Ok(outcome)).is_err() {
-                        self.common.undo.lock().extend(undo);
+                        self.link.undo.lock().extend(undo);
                     }
                 }
                 Flow::On
@@ -310,7 +310,7 @@ impl Actor {
         self.loaded = Some(loaded.ok_or(Failed::NoGroup)?);
         self.before = None;
         self.retry_at = None;
-        self.common.wake();
+        self.link.wake();
         Ok(())
     }
 
@@ -324,7 +324,7 @@ impl Actor {
             let machine = &mut loaded.machine;
             let wakes = machine.wakes();
             let mut touched = Touched::default();
-            undo.append(&mut self.common.undo.lock());
+            undo.append(&mut self.link.undo.lock());
             for command in &undo {
                 machine.apply(now, command, &mut touched);
             }
@@ -333,7 +333,7 @@ impl Actor {
             let woken = machine.wakes() != wakes;
             if self.store(&touched).await? {
                 if woken {
-                    self.common.wake();
+                    self.link.wake();
                 }
                 return Ok(outcomes);
             }

@@ -97,7 +97,7 @@ impl Actor {
             // Somebody sought meanwhile: what is dead still is read again.
             return Ok(());
         }
-        self.common.wake();
+        self.link.wake();
         if found.is_empty() {
             return Ok(());
         }

@@ -68,7 +68,7 @@ impl GroupService {
                 return Err(handle.not_found().into());
             }
             let actor = self.registry.actor(&handle, group).await?;
-            let mut version = actor.common.version.subscribe();
+            let mut version = actor.link.version.subscribe();
             let (polled, session) = self.look(&handle, group, &actor, &request).await?;
             if !polled.records.is_empty() || !polled.gaps.is_empty() || clock.now() >= deadline {
                 return Ok(polled);
@@ -99,11 +99,11 @@ impl GroupService {
             // Who holds partitions reads what nobody else would. All others would read the same at the same time.
             let mut turn = None;
             if request.member.is_none() {
-                turn = Some(actor.common.turnstile.lock().await);
+                turn = Some(actor.link.turnstile.lock().await);
             }
             let mut plan = self.plan(handle, group, request).await?;
             if plan.mode == GroupMode::Shared && turn.is_none() {
-                turn = Some(actor.common.turnstile.lock().await);
+                turn = Some(actor.link.turnstile.lock().await);
                 plan = self.plan(handle, group, request).await?;
             }
             let session = Duration::from_millis(plan.session_ms);

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tidegate_core::id::Name;
 use tokio::sync::{mpsc, oneshot};
 
-use super::actor::{Actor, Common, Envelope, QUEUE_MAX, undo_of};
+use super::actor::{Actor, Envelope, Link, QUEUE_MAX, undo_of};
 use super::command::{Command, Outcome};
 use super::error::GroupError;
 use super::state::load_main;
@@ -30,7 +30,7 @@ pub(crate) struct Registry {
 #[derive(Clone)]
 pub(crate) struct ActorHandle {
     commands: mpsc::Sender<Envelope>,
-    pub(crate) common: Arc<Common>,
+    pub(crate) link: Arc<Link>,
 }
 
 impl Registry {
@@ -63,19 +63,19 @@ impl Registry {
             return Ok(actor.clone());
         }
         let (commands, receiver) = mpsc::channel(QUEUE_MAX);
-        let common = Arc::new(Common::new());
-        let actor = Actor::new(Arc::clone(handle), group.clone(), receiver, Arc::clone(&common), Arc::downgrade(self));
+        let link = Arc::new(Link::new());
+        let actor = Actor::new(Arc::clone(handle), group.clone(), receiver, Arc::clone(&link), Arc::downgrade(self));
         tokio::spawn(actor.run());
-        let actor = ActorHandle { commands, common };
+        let actor = ActorHandle { commands, link };
         actors.put(key, actor.clone());
         Ok(actor)
     }
 
     /// Forgets a task that ends, unless another one has taken its place.
-    pub(crate) fn remove(&self, handle: &StreamHandle, group: &Name, common: &Arc<Common>) {
+    pub(crate) fn remove(&self, handle: &StreamHandle, group: &Name, link: &Arc<Link>) {
         let mut actors = self.actors.lock();
         let key = (handle.incarnation(), group.clone());
-        if actors.peek(&key).is_some_and(|actor| Arc::ptr_eq(&actor.common, common)) {
+        if actors.peek(&key).is_some_and(|actor| Arc::ptr_eq(&actor.link, link)) {
             actors.pop(&key);
         }
     }
@@ -113,7 +113,7 @@ impl ActorHandle {
 
     /// Tells the task to look at the store again.
     pub(crate) fn reload(&self) {
-        self.common.reload.store(true, std::sync::atomic::Ordering::Release);
+        self.link.reload.store(true, std::sync::atomic::Ordering::Release);
         self.nudge();
     }
 
@@ -139,7 +139,7 @@ impl Drop for Pending<'_> {
         if let Ok(Ok(outcome)) = answer.try_recv()
             && let Some(undo) = undo_of(&self.command, &outcome)
         {
-            self.actor.common.undo.lock().push(undo);
+            self.actor.link.undo.lock().push(undo);
             self.actor.nudge();
         }
     }
