@@ -104,6 +104,9 @@ pub(crate) struct Line {
     pub error: Option<Box<RawValue>>,
 }
 
+/// How `page` begins to say that the answer broke off with an error line.
+pub(crate) const ERROR_LINE: &str = "error line";
+
 /// A page of one partition.
 #[derive(Debug, Default)]
 pub(crate) struct Page {
@@ -123,7 +126,7 @@ pub(crate) fn page(text: &str, partition: u32) -> Result<Page, String> {
             Line { record: Some(record), .. } if record.partition == partition => page.seen.push(record.seen()),
             Line { gap: Some(gap), .. } if gap.partition == partition => page.gaps.push(gap.gap()),
             Line { next: Some(next), .. } if next.partition == partition => page.next = Some(next.offset),
-            Line { error: Some(error), .. } => return Err(format!("error line: {error}")),
+            Line { error: Some(error), .. } => return Err(format!("{ERROR_LINE}: {error}")),
             _ => return Err(format!("a line of another partition, or of no known kind: {line}")),
         }
     }
