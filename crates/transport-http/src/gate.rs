@@ -1,6 +1,7 @@
 //! What every request passes: its route, its method, who asks, whether new work is taken; and what every answer gets: a
 //! request id, its metrics, a problem document even for a panic. It knows no route's work.
 
+mod counter;
 mod table;
 
 use std::panic::AssertUnwindSafe;
@@ -25,6 +26,7 @@ use crate::problem::{CloseAfter, Problem, ProblemCode};
 use crate::route::durable;
 use crate::server::HEADER_MAX_BYTES;
 use crate::service::Services;
+use counter::{RequestCounters, method_label};
 use table::{Access, QueryString, ROUTES, Route, Rule};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -40,6 +42,7 @@ pub(crate) struct App {
     draining: AtomicBool,
     /// Cancelled when the drain begins: what waits for something to come ends at once.
     pub(crate) leaving: CancellationToken,
+    counters: RequestCounters,
     next_request: AtomicU64,
     started_ms: i64,
 }
@@ -52,6 +55,7 @@ impl App {
             secure,
             draining: AtomicBool::new(false),
             leaving: CancellationToken::new(),
+            counters: RequestCounters::new(),
             next_request: AtomicU64::new(0),
             started_ms,
         }
@@ -85,17 +89,22 @@ impl App {
 /// The middleware around the router.
 pub(crate) async fn gate(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let id = app.request_id(&request);
-    let route = request.extensions().get::<MatchedPath>().and_then(|path| {
+    let place = request.extensions().get::<MatchedPath>().and_then(|path| {
         let path = path.as_str();
-        ROUTES.iter().find(|route| route.template == path)
+        ROUTES.iter().position(|route| route.template == path)
     });
-    let template = route.map_or("unknown", |route| route.template);
-    let method = method_label(request.method());
+    let route = place.and_then(|place| ROUTES.get(place));
+    let method = request.method().clone();
     let version = request.version();
     let browser =
         route.filter(|route| route.preflight).map(|_| durable::Browser::of(request.method(), request.headers()));
     let began = app.services.clock.now();
-    let span = tracing::info_span!("http_request", id = id.to_str().unwrap_or_default(), method, route = template);
+    // A span costs more than the rest of the way through here: the hot routes have one only where somebody looks closely.
+    let span = if route.is_some_and(|route| route.hot) {
+        tracing::debug_span!("http_request", id = shown(&id), method = method_label(&method), route = template(route))
+    } else {
+        full_span(&id, &method, route)
+    };
     // The answers of a panicking handler and of a refusing one take the same way out.
     let answered = async {
         let refused = match route {
@@ -114,7 +123,7 @@ pub(crate) async fn gate(State(app): State<Arc<App>>, mut request: Request, next
         Ok(response) => response,
         Err(_) => {
             // The panic hook has written what and where; here only that the process lives on.
-            tracing::error!(parent: &span, "a handler panicked");
+            tracing::error!(parent: &full_span(&id, &method, route), "a handler panicked");
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the server made a mistake; it is in its log")
                 .closing()
                 .into_response()
@@ -125,25 +134,34 @@ pub(crate) async fn gate(State(app): State<Arc<App>>, mut request: Request, next
     if response.extensions_mut().remove::<CloseAfter>().is_some() && version < Version::HTTP_2 {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
+    let status = response.status();
+    // Up to the answer's head: a stream's body may take hours, and the query service measures that.
+    let ms = u64::try_from(app.services.clock.now().saturating_since(began).as_millis()).unwrap_or(u64::MAX);
+    app.counters.count(place, &method, status);
+    if status.is_server_error() {
+        let span = if span.is_disabled() { full_span(&id, &method, route) } else { span };
+        tracing::warn!(parent: &span, status = status.as_u16(), code, ms, "answered");
+    } else {
+        tracing::debug!(parent: &span, status = status.as_u16(), code, ms, "answered");
+    }
     response.headers_mut().insert(REQUEST_ID, id);
     if let Some(browser) = browser {
         browser.tell(response.headers_mut());
     }
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    let status = response.status();
-    // Up to the answer's head: a stream's body may take hours, and the query service measures that.
-    let ms = u64::try_from(app.services.clock.now().saturating_since(began).as_millis()).unwrap_or(u64::MAX);
-    metrics::counter!(
-        "tidegate_http_requests_total",
-        "route" => template, "method" => method, "status" => status_class(status)
-    )
-    .increment(1);
-    if status.is_server_error() {
-        tracing::warn!(parent: &span, status = status.as_u16(), code, ms, "answered");
-    } else {
-        tracing::debug!(parent: &span, status = status.as_u16(), code, ms, "answered");
-    }
     response
+}
+
+fn full_span(id: &HeaderValue, method: &Method, route: Option<&Route>) -> tracing::Span {
+    tracing::info_span!("http_request", id = shown(id), method = method_label(method), route = template(route))
+}
+
+fn shown(id: &HeaderValue) -> &str {
+    id.to_str().unwrap_or_default()
+}
+
+fn template(route: Option<&Route>) -> &'static str {
+    route.map_or("unknown", |route| route.template)
 }
 
 /// Lets a request through, with its principal in its extensions, or says why not.
@@ -242,28 +260,4 @@ fn options(route: Option<&Route>) -> Response {
 fn head_bytes(request: &Request) -> usize {
     let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
     request.headers().iter().fold(target, |sum, (name, value)| sum + name.as_str().len() + value.len() + 4)
-}
-
-/// A bounded label: a client can invent methods.
-fn method_label(method: &Method) -> &'static str {
-    match method.as_str() {
-        "GET" => "GET",
-        "HEAD" => "HEAD",
-        "POST" => "POST",
-        "PUT" => "PUT",
-        "PATCH" => "PATCH",
-        "DELETE" => "DELETE",
-        "OPTIONS" => "OPTIONS",
-        _ => "other",
-    }
-}
-
-fn status_class(status: StatusCode) -> &'static str {
-    match status.as_u16() / 100 {
-        1 => "1xx",
-        2 => "2xx",
-        3 => "3xx",
-        4 => "4xx",
-        _ => "5xx",
-    }
 }

@@ -43,6 +43,8 @@ pub(crate) struct Route {
     pub(crate) rules: &'static [Rule],
     /// Whether `OPTIONS` is the route's own to answer, without a token: browsers ask before they send.
     pub(crate) preflight: bool,
+    /// Whether it is asked so often that what each request costs counts.
+    pub(crate) hot: bool,
 }
 
 impl Route {
@@ -79,7 +81,14 @@ impl Rule {
 }
 
 const fn route(template: &'static str, allow: &'static str, rules: &'static [Rule]) -> Route {
-    Route { template, allow, rules, preflight: false }
+    Route { template, allow, rules, preflight: false, hot: false }
+}
+
+impl Route {
+    const fn hot(mut self) -> Self {
+        self.hot = true;
+        self
+    }
 }
 
 const GET: &str = "GET, HEAD, OPTIONS";
@@ -101,10 +110,11 @@ pub(crate) const ROUTES: &[Route] = &[
             scoped("POST", Scope::StreamWrite).new_work(),
             scoped("GET", Scope::StreamRead).new_work().query(&["partition", "from", "limit", "max_bytes", "wait_ms"]),
         ],
-    ),
-    route("/v1/streams/{stream}/groups/{group}/poll", POST, &[scoped("POST", Scope::StreamRead).new_work()]),
-    route("/v1/streams/{stream}/groups/{group}/commit", POST, &[scoped("POST", Scope::StreamRead)]),
-    route("/v1/streams/{stream}/groups/{group}/ack", POST, &[scoped("POST", Scope::StreamRead)]),
+    )
+    .hot(),
+    route("/v1/streams/{stream}/groups/{group}/poll", POST, &[scoped("POST", Scope::StreamRead).new_work()]).hot(),
+    route("/v1/streams/{stream}/groups/{group}/commit", POST, &[scoped("POST", Scope::StreamRead)]).hot(),
+    route("/v1/streams/{stream}/groups/{group}/ack", POST, &[scoped("POST", Scope::StreamRead)]).hot(),
     route("/v1/streams/{stream}/groups/{group}/seek", POST, &[scoped("POST", Scope::StreamWrite).new_work()]),
     route("/v1/streams/{stream}/groups/{group}/members", POST, &[scoped("POST", Scope::StreamRead).new_work()]),
     route("/v1/streams/{stream}/groups/{group}/members/{member}/heartbeat", POST, &[scoped("POST", Scope::StreamRead)]),
@@ -140,6 +150,7 @@ pub(crate) const ROUTES: &[Route] = &[
             scoped("DELETE", Scope::StreamWrite).new_work().own_query(),
         ],
         preflight: true,
+        hot: true,
     },
     route("/v1/query", POST, &[scoped("POST", Scope::Query).new_work()]),
     route("/v1/query/resume", POST, &[scoped("POST", Scope::Query).new_work()]),
