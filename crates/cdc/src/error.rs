@@ -1,5 +1,7 @@
 //! Why an operation on a stream was refused or failed. Every error has a stable code; bounds stand in the text and as fields.
 
+use std::time::Duration;
+
 use tidegate_core::failure::{ErrorKind, Failure, Retry};
 use tidegate_core::id::Name;
 use tidegate_core::port::{Cause, LogError, MetaError};
@@ -57,6 +59,15 @@ impl Failure for StoreError {
             Self::Unavailable(_) | Self::Indeterminate(_) | Self::Full | Self::Contended => ErrorKind::Unavailable,
             Self::Corrupt { .. } => ErrorKind::Internal,
             Self::TooLarge { .. } => ErrorKind::TooLarge,
+        }
+    }
+
+    /// What may have happened must be looked at first: to send it again blindly is to do it twice.
+    fn retry(&self) -> Retry {
+        match self {
+            Self::Indeterminate(_) | Self::Corrupt { .. } | Self::TooLarge { .. } => Retry::Never,
+            Self::Unavailable(_) | Self::Full => Retry::After(Duration::from_millis(500)),
+            Self::Contended => Retry::Now,
         }
     }
 }
@@ -142,6 +153,20 @@ impl Failure for StreamError {
             Self::Store(error) => error.kind(),
         }
     }
+
+    fn retry(&self) -> Retry {
+        match self {
+            Self::Store(error) => error.retry(),
+            _ => Retry::Never,
+        }
+    }
+}
+
+impl StreamError {
+    /// Storage failed.
+    pub(crate) fn store(error: impl Into<StoreError>) -> Self {
+        Self::Store(error.into())
+    }
 }
 
 /// Why a stream was not created.
@@ -214,6 +239,14 @@ impl Failure for CreateError {
             Self::Quota { .. } => ErrorKind::Exhausted,
             Self::Entropy(_) => ErrorKind::Internal,
             Self::Stream(error) => error.kind(),
+        }
+    }
+
+    fn retry(&self) -> Retry {
+        match self {
+            Self::Stream(error) => error.retry(),
+            Self::Quota { .. } => Retry::After(Duration::from_secs(1)),
+            _ => Retry::Never,
         }
     }
 }
@@ -399,6 +432,14 @@ impl Failure for ReadError {
             Self::OutOfRange { .. } => ErrorKind::OutOfRange,
             Self::Capacity(_) => ErrorKind::Exhausted,
             Self::Stream(error) => error.kind(),
+        }
+    }
+
+    fn retry(&self) -> Retry {
+        match self {
+            Self::Capacity(error) => error.retry(),
+            Self::Stream(error) => error.retry(),
+            Self::OutOfRange { .. } => Retry::Never,
         }
     }
 }

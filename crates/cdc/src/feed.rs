@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tidegate_core::port::ReadBounds;
-use tidegate_core::position::{Offset, Partition};
+use tidegate_core::position::{Gap, Offset, Partition};
 
 use crate::durable::MessageKind;
 use crate::error::ReadError;
@@ -93,15 +93,16 @@ impl Segment {
             Selection::One(partition) => partition.0,
             Selection::All => 0,
         };
-        let items = self
-            .items
-            .iter()
-            .filter(|item| {
-                let at = positions.get((item.partition().0 - first) as usize);
-                at.is_none_or(|at| item.next() > *at)
-            })
-            .cloned()
-            .collect();
+        let mut items = Vec::new();
+        for item in &self.items {
+            let at = positions.get((item.partition().0 - first) as usize).copied().unwrap_or(Offset::ZERO);
+            match item {
+                _ if item.next() <= at => {}
+                // Of a gap only what the reader has not passed.
+                Item::Gap(gap) => items.push(Item::Gap(Gap { from: gap.from.max(at), ..*gap })),
+                Item::Record(record) => items.push(Item::Record(record.clone())),
+            }
+        }
         Self::new(positions.to_vec(), self.end.clone(), items)
     }
 }
@@ -185,6 +186,10 @@ impl Ring {
     }
 
     fn find(&self, positions: &[Offset]) -> Found {
+        // Who is at the tail is the common case, and who is behind mostly only by the newest segments.
+        if self.segments.back().is_some_and(|last| last.end == positions) {
+            return Found::Edge { fresh: false };
+        }
         for segment in self.segments.iter().rev() {
             if segment.start == positions {
                 return Found::Whole(Arc::clone(segment));
@@ -198,7 +203,6 @@ impl Ring {
         }
         match self.segments.back() {
             None => Found::Edge { fresh: true },
-            Some(last) if last.end == positions => Found::Edge { fresh: false },
             // The feed stood still while this reader went ahead on its own.
             Some(last) if at_or_after(positions, &last.end) => Found::Edge { fresh: true },
             Some(_) => Found::Behind,

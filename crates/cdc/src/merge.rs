@@ -114,6 +114,7 @@ fn part(items: Vec<Item>, more: bool) -> Part {
 
 /// Where the others stand when a reader of all partitions has just read `offset` of `partition`: right after it in the order of
 /// appends. Where that record is gone, right after the last one before it that is there: records may come again, none is lost.
+/// Where the others' records of that time are gone, the reader is told of the whole gap, although it may have read a part of it.
 pub(crate) async fn positions_after(
     handle: &StreamHandle,
     partition: Partition,
@@ -130,14 +131,17 @@ pub(crate) async fn positions_after(
     for other in &bounds {
         positions.push(match anchor {
             _ if other.partition == partition => next,
-            None => other.earliest,
+            // Nothing says where the reader was: it is told of all that is gone there.
+            None => Offset::ZERO,
             Some(commit) => {
                 let later = other.partition > partition;
-                handle
+                let first = handle
                     .first_where(other.partition, (other.earliest, other.next), move |record| {
                         if later { record.commit >= commit } else { record.commit > commit }
                     })
-                    .await?
+                    .await?;
+                // What is there is all newer, so what is gone may have been too: it is told of, rather than passed over.
+                if first == other.earliest { Offset::ZERO } else { first }
             }
         });
     }

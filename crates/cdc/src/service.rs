@@ -1,6 +1,7 @@
 //! The streams of all tenants over the log and the metadata store. One canonical identity a stream: every door (records, groups,
 //! Durable Streams) comes through here. It keeps no record itself and never answers before what it says is durable.
 
+mod count;
 mod create;
 mod publish;
 mod remove;
@@ -32,6 +33,7 @@ use crate::merge::positions_after;
 use crate::reader::StreamReader;
 use crate::spec::{StreamMeta, StreamSpec};
 
+pub(crate) use count::TenantCounts;
 pub use create::CreatedStream;
 pub(crate) use create::draw;
 pub(crate) use publish::Extra;
@@ -117,6 +119,8 @@ pub(crate) struct Core {
     pub(crate) durability: Durability,
     handles: Mutex<LruCache<StreamId, Arc<StreamHandle>>>,
     pub(crate) tails: Arc<Capacity>,
+    /// How many streams each tenant has.
+    pub(crate) counts: TenantCounts,
     /// Bytes that all feeds keep.
     pub(crate) kept: Arc<AtomicU64>,
 }
@@ -275,6 +279,7 @@ impl StreamService {
             auditor,
             durability,
             handles: Mutex::new(LruCache::new(handles)),
+            counts: TenantCounts::default(),
             tails: Capacity::new(CapacityBounds { global: 0, per_owner: 0 }),
             kept: Arc::default(),
         };
@@ -398,7 +403,12 @@ impl StreamService {
     /// Removes a stream with its records, its groups and its producers. Who reads it is told.
     pub async fn delete(&self, principal: &Principal, name: &Name) -> Result<(), StreamError> {
         let handle = self.handle(principal, name).await?;
-        self.remove(&handle).await
+        // In a task of its own: a caller that goes away does not leave half of it.
+        let service = self.clone();
+        match tokio::spawn(async move { service.remove(&handle).await }).await {
+            Ok(removed) => removed,
+            Err(error) => Err(StoreError::Unavailable(Box::new(error)).into()),
+        }
     }
 
     /// Forgets the records of a partition before an offset. Readers there get a gap with the reason `trim`.

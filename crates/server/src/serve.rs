@@ -6,6 +6,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde_json::Value;
@@ -37,6 +38,9 @@ pub(crate) use run::{Signals, log_to_stderr};
 
 /// Where in the data directory the log and the metadata lie.
 const STORE_FOLDER: &str = "store";
+/// How often expired streams are looked for, and how many streams are looked at each time.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+const SWEEP_STREAMS: usize = 500;
 /// File descriptors that are not connections: sources, files, the runtime's own.
 const DESCRIPTORS_ASIDE: u64 = 256;
 
@@ -102,6 +106,8 @@ pub enum StartError {
 /// A server, bound and not yet running.
 pub struct Server {
     http: HttpServer,
+    streams: StreamService,
+    clock: Arc<dyn Clock>,
     store: EmbeddedStore,
     audit: Arc<AuditFile>,
 }
@@ -152,11 +158,11 @@ impl Server {
             auth: authenticator,
             config: Arc::new(Shown(config.entries())),
             metrics: Arc::new(move || metrics.render()),
-            clock,
+            clock: Arc::clone(&clock),
             auditor,
             limits: limits(),
         };
-        Ok(Self { http: HttpServer::bind(http, services)?, store, audit })
+        Ok(Self { http: HttpServer::bind(http, services)?, streams, clock, store, audit })
     }
 
     /// Where it listens.
@@ -167,7 +173,9 @@ impl Server {
 
     /// Serves until `shutdown`, then drains: see [`HttpServer::run`].
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let sweeper = tokio::spawn(sweep(self.streams, self.clock));
         self.http.run(shutdown).await;
+        sweeper.abort();
         // It writes what waits, which blocks.
         let store = self.store;
         if tokio::task::spawn_blocking(move || store.close()).await.is_err() {
@@ -180,6 +188,21 @@ impl Server {
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server").field("http", &self.http).finish_non_exhaustive()
+    }
+}
+
+/// Removes streams that expired and what broken-off removals left, a bounded number a second, for ever.
+async fn sweep(streams: StreamService, clock: Arc<dyn Clock>) {
+    let mut from = None;
+    loop {
+        clock.sleep_until(clock.now().after(SWEEP_INTERVAL)).await;
+        from = match streams.sweep(from.take(), SWEEP_STREAMS).await {
+            Ok(next) => next,
+            Err(error) => {
+                tracing::warn!(%error, "expired streams were not removed; it is tried again");
+                None
+            }
+        };
     }
 }
 
@@ -228,6 +251,7 @@ fn limits() -> Vec<Limit> {
         tidegate_core::limit::LIMITS,
         QUERY_LIMITS,
         tidegate_cdc::LIMITS,
+        tidegate_cdc::group::LIMITS,
         tidegate_store_embedded::LIMITS,
         tidegate_source_sqlite::LIMITS,
         tidegate_source_postgres::LIMITS,

@@ -72,27 +72,30 @@ impl StreamService {
         meta: &StreamMeta,
         conditions: Vec<CompareAndSwap>,
         records: Vec<AppendRecord>,
-    ) -> Result<bool, StreamError> {
+    ) -> Result<bool, CreateError> {
+        self.core.counts.check(&self.core, &id.tenant).await?;
         let log_id = log_id(id, meta.incarnation);
         // The name in the log is new with each attempt, so it cannot be there. A crash before the entry is written leaves a
         // log without records that nobody knows: some hundred bytes.
-        self.core.log.create(&log_id, &meta.log_spec()).await.map_err(StoreError::from)?;
+        self.core.log.create(&log_id, &meta.log_spec()).await.map_err(StreamError::store)?;
         let value = seal(Kind::Stream, StreamMeta::SCHEMA_VERSION, meta);
         let mut state = vec![CompareAndSwap { key: key::stream(id), expected: None, swap: Swap::Put(value) }];
         state.extend(conditions);
         let made = if records.is_empty() {
             let outcome = self.core.meta.compare_and_swap(state, self.core.durability).await;
-            matches!(outcome.map_err(StoreError::from)?, SwapOutcome::Swapped(_))
+            matches!(outcome.map_err(StreamError::store)?, SwapOutcome::Swapped(_))
         } else {
             let append_time = Timestamp::from_unix_ms(meta.created_at_ms);
             let append = PartitionAppend { partition: Partition(0), expected_next: None, records, append_time };
             let durability = self.core.durability;
             let batch = AppendBatch { stream: log_id.clone(), partitions: vec![append], state, durability };
             let outcome = self.core.log.append(batch).await;
-            matches!(outcome.map_err(StoreError::from)?, AppendOutcome::Appended(_))
+            matches!(outcome.map_err(StreamError::store)?, AppendOutcome::Appended(_))
         };
-        if !made {
-            self.core.log.trim(&log_id, Trim::Stream).await.map_err(StoreError::from)?;
+        if made {
+            self.core.counts.add(&id.tenant);
+        } else {
+            self.core.log.trim(&log_id, Trim::Stream).await.map_err(StreamError::store)?;
         }
         Ok(made)
     }

@@ -3,7 +3,7 @@
 
 mod extra;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -243,6 +243,17 @@ impl StreamService {
                     swap: Swap::Put(seal(Kind::Watermark, 1, &StoredWatermark { ms: time.unix_ms() })),
                 });
             }
+            // A mark that was looked at and is not moved must be the present one still.
+            for partition in consulted(placed, watermarks.as_deref()) {
+                if advanced.iter().all(|(moved, _)| *moved != partition) {
+                    let known = watermarks.as_ref().and_then(|all| all[partition.0 as usize].as_ref());
+                    state.push(CompareAndSwap {
+                        key: key::watermark(handle.incarnation(), partition),
+                        expected: known.and_then(|known| known.revision),
+                        swap: Swap::Check,
+                    });
+                }
+            }
             let count = kept.len() as u64;
             let bytes = kept.iter().map(|one| one.record.bytes.len() as u64).sum();
             let batch = AppendBatch {
@@ -421,6 +432,12 @@ fn split_late<'a>(placed: &'a [Placed], watermarks: Option<&Watermarks>) -> (Vec
         }
     }
     (kept, late)
+}
+
+/// The partitions whose watermarks say of a record whether it is late.
+fn consulted(placed: &[Placed], watermarks: Option<&Watermarks>) -> BTreeSet<Partition> {
+    let timed = placed.iter().filter(|one| watermarks.is_some() && one.event_time.is_some());
+    timed.map(|one| one.partition).collect()
 }
 
 /// The watermarks that these records move.

@@ -83,7 +83,9 @@ impl StreamService {
         self.core.remove_entries(key::life(meta.incarnation).freeze()).await?;
         let swap = CompareAndSwap { key: key::stream(id), expected: revision, swap: Swap::Delete };
         // A mismatch: somebody else cleared it away.
-        self.core.meta.compare_and_swap(vec![swap], self.core.durability).await?;
+        if let SwapOutcome::Swapped(_) = self.core.meta.compare_and_swap(vec![swap], self.core.durability).await? {
+            self.core.counts.subtract(&id.tenant);
+        }
         Ok(())
     }
 }

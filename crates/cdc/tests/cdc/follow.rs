@@ -112,3 +112,42 @@ fn followers_are_bounded_and_give_their_slots_back() {
         drop((second, third));
     });
 }
+
+#[test]
+fn a_follower_inside_a_gap_that_others_share_is_told_of_its_own_part_only() {
+    block_on(async {
+        let world = World::new();
+        let retention = tidegate_core::port::Retention { records: Some(2), ..Default::default() };
+        world.create("s", tidegate_cdc::StreamSpec { retention, ..spec(1) }).await;
+        for n in 0..10 {
+            world.publish("s", vec![message(n)]).await;
+        }
+        let stream = name("s");
+        let at = |offset| ReadFrom::Offset(tidegate_core::position::Offset(offset));
+        let mut others = world.streams.read(&world.ann, &stream, Selection::All, at(1), true).await.unwrap();
+        let shared = others.next(BOUNDS).await.unwrap().unwrap();
+        assert!(String::from_utf8(shared.ndjson().to_vec()).unwrap().contains(r#""from":1,"to":8"#));
+        let mut inside = world.streams.read(&world.ann, &stream, Selection::All, at(5), true).await.unwrap();
+        let own = inside.next(BOUNDS).await.unwrap().unwrap();
+        assert!(String::from_utf8(own.ndjson().to_vec()).unwrap().contains(r#""from":5,"to":8"#));
+        assert_eq!(own.items().len(), 3);
+    });
+}
+
+#[test]
+fn a_reader_of_all_partitions_that_comes_back_is_told_of_what_retention_took_from_the_others() {
+    block_on(async {
+        let world = World::new();
+        let retention = tidegate_core::port::Retention { records: Some(3), ..Default::default() };
+        world.create("s", tidegate_cdc::StreamSpec { retention, ..spec(2) }).await;
+        world.publish("s", vec![placed(0, 0)]).await;
+        for n in 1..20 {
+            world.publish("s", vec![placed(1, n)]).await;
+        }
+        // It had read the first record and nothing of partition 1.
+        let after = ReadFrom::After(tidegate_core::position::Partition(0), tidegate_core::position::Offset(0));
+        let lines = world.lines("s", Selection::All, after).await;
+        assert_eq!(lines[0], r#"{"gap":{"partition":1,"from":0,"to":16,"reason":"retention"}}"#);
+        assert_eq!(lines.len(), 4);
+    });
+}
