@@ -9,6 +9,7 @@ mod http {
     pub(crate) mod change;
     pub(crate) mod client;
     pub(crate) mod connection;
+    pub(crate) mod durable;
     pub(crate) mod group;
     pub(crate) mod ingest;
     pub(crate) mod operation;
