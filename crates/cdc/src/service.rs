@@ -21,7 +21,6 @@ use tidegate_core::position::Offset;
 use tidegate_core::principal::{Owner, Principal};
 use tidegate_core::{Clock, Timestamp};
 use tidegate_frame::envelope::Kind;
-use tidegate_lease::audit::Auditor;
 use tidegate_lease::capacity::{Capacity, CapacityBounds};
 use tidegate_lease::frozen::SettingsCell;
 
@@ -102,8 +101,6 @@ pub struct StreamParts {
     pub clock: Arc<dyn Clock>,
     /// Randomness.
     pub entropy: Arc<dyn Entropy>,
-    /// The audit trail.
-    pub auditor: Auditor,
     /// By when an append is answered.
     pub durability: Durability,
 }
@@ -115,7 +112,6 @@ pub(crate) struct Core {
     pub(crate) settings: Arc<SettingsCell>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
-    pub(crate) auditor: Auditor,
     pub(crate) durability: Durability,
     handles: Mutex<LruCache<StreamId, Arc<StreamHandle>>>,
     pub(crate) tails: Arc<Capacity>,
@@ -268,7 +264,7 @@ impl StreamService {
     /// Streams over these parts. Reads nothing: a stream is read when it is first asked for.
     #[must_use]
     pub fn new(parts: StreamParts) -> Self {
-        let StreamParts { log, meta, settings, clock, entropy, auditor, durability } = parts;
+        let StreamParts { log, meta, settings, clock, entropy, durability } = parts;
         let handles = NonZeroUsize::new(HANDLES_MAX).expect("not zero");
         let core = Core {
             log,
@@ -276,7 +272,6 @@ impl StreamService {
             settings,
             clock,
             entropy,
-            auditor,
             durability,
             handles: Mutex::new(LruCache::new(handles)),
             counts: TenantCounts::default(),

@@ -130,7 +130,6 @@ impl Server {
             settings: Arc::clone(&settings),
             clock: Arc::clone(&clock),
             entropy: Arc::new(OsEntropy),
-            auditor: auditor.clone(),
             durability: match config.durability {
                 config::Durability::Fsync => Durability::Fsync,
                 config::Durability::Os => Durability::Os,
@@ -154,7 +153,7 @@ impl Server {
         let services = Services {
             query,
             groups: tidegate_cdc::group::GroupService::new(streams.clone()),
-            streams,
+            streams: streams.clone(),
             auth: authenticator,
             config: Arc::new(Shown(config.entries())),
             metrics: Arc::new(move || metrics.render()),

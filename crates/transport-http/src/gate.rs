@@ -14,6 +14,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use http_body::Body as _;
 use tidegate_core::{Failure as _, Principal};
 use tidegate_lease::audit::AuditEvent;
 use tokio_util::sync::CancellationToken;
@@ -112,6 +113,8 @@ pub(crate) async fn gate(State(app): State<Arc<App>>, mut request: Request, next
             Some(route) => admit(&app, route, &mut request).await.err(),
         };
         match refused {
+            // A body that nobody reads cannot be told from the next request: the client is told that the connection ends.
+            Some(problem) if !request.body().is_end_stream() => problem.closing().into_response(),
             Some(problem) => problem.into_response(),
             None if *request.method() == Method::OPTIONS && !route.is_some_and(|route| route.preflight) => {
                 options(route)

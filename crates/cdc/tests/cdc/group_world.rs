@@ -11,9 +11,8 @@ use tidegate_cdc::{StreamParts, StreamService, StreamSpec};
 use tidegate_core::Clock;
 use tidegate_core::port::{ChangeLog, Durability, MetaStore};
 use tidegate_core::position::{Offset, Partition};
-use tidegate_lease::audit::Auditor;
 use tidegate_lease::frozen::SettingsCell;
-use tidegate_testkit::{ManualClock, MemoryAudit, SeededEntropy};
+use tidegate_testkit::{ManualClock, SeededEntropy};
 
 use crate::world::{World, name, placed, spec};
 
@@ -155,7 +154,6 @@ pub(crate) fn streams_over<S: ChangeLog + MetaStore>(
         settings: Arc::new(SettingsCell::new(tidegate_core::limit::Settings::default())),
         clock: Arc::clone(&clock),
         entropy: Arc::new(SeededEntropy::new(seed)),
-        auditor: Auditor::new(Arc::new(MemoryAudit::new()), clock),
         durability: Durability::Fsync,
     })
 }

@@ -10,9 +10,8 @@ use tidegate_core::id::Name;
 use tidegate_core::port::{ChangeLog, Durability, MetaStore, ReadBounds};
 use tidegate_core::position::Partition;
 use tidegate_core::principal::{Owner, Principal};
-use tidegate_lease::audit::Auditor;
 use tidegate_lease::frozen::SettingsCell;
-use tidegate_testkit::{ManualClock, MemoryAudit, MemoryStore, SeededEntropy};
+use tidegate_testkit::{ManualClock, MemoryStore, SeededEntropy};
 
 pub(crate) struct World {
     pub(crate) clock: Arc<ManualClock>,
@@ -90,7 +89,6 @@ pub(crate) fn service<S: ChangeLog + MetaStore>(
         settings: Arc::clone(settings),
         clock: Arc::clone(&clock),
         entropy: Arc::new(SeededEntropy::new(7)),
-        auditor: Auditor::new(Arc::new(MemoryAudit::new()), clock),
         durability: Durability::Fsync,
     })
 }

@@ -41,12 +41,12 @@ pub(super) async fn publish(
     path: Parts<String>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let stream = name(path)?;
     let (head, body) = request.into_parts();
-    let producer = producer::stamp(&head.headers)?;
     let settings = app.services.streams.settings().freeze();
     let (limit_bytes, limit_ms) = (settings.limits_batch_max_bytes(), settings.limits_body_timeout_ms());
     let body = read_within(body, limit_bytes, limit_ms, app.services.clock.as_ref()).await.map_err(batch_problem)?;
+    // After the body, so that a refusal leaves the connection usable.
+    let (stream, producer) = (name(path)?, producer::stamp(&head.headers)?);
     let records = records(&body, says_lines(&head.headers)).map_err(|error| record_problem(&error))?;
     let request = PublishRequest { records, producer };
     let published = app.services.streams.publish(&principal, &stream, request).await;

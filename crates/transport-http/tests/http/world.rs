@@ -98,7 +98,6 @@ impl Setup {
             settings: Arc::clone(&settings),
             clock: Arc::clone(&self.clock),
             entropy: Arc::new(OsEntropy),
-            auditor: auditor.clone(),
             durability: Durability::Fsync,
         });
         let services = Services {
