@@ -85,7 +85,8 @@ impl World {
         });
         let client = Client::new(ClientOptions {
             attempts: 4,
-            stall_timeout: Duration::from_millis(400),
+            // A busy machine is not a silent server.
+            stall_timeout: Duration::from_secs(20),
             backoff_min: Duration::from_millis(1),
             backoff_max: Duration::from_millis(5),
             line_max_bytes: 4096,
@@ -99,6 +100,12 @@ impl World {
     pub(super) async fn in_turn(answers: impl IntoIterator<Item = Reply>) -> Self {
         let mut answers: VecDeque<Reply> = answers.into_iter().collect();
         Self::new(move |_| answers.pop_front().unwrap_or(Reply::Drop)).await
+    }
+
+    /// The same with a client that does not wait long for a silent server.
+    pub(super) fn impatient(mut self) -> Self {
+        self.client.options.stall_timeout = Duration::from_millis(400);
+        self
     }
 
     /// What was asked so far.

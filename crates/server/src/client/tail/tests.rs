@@ -123,9 +123,11 @@ async fn a_server_that_falls_silent_is_asked_again_at_the_same_record() {
         let text = events_from(position(asked));
         if std::mem::take(&mut first) { Reply::Open(text[..400].to_owned()) } else { Reply::Open(text) }
     })
-    .await;
+    .await
+    .impatient();
     let (offsets, _, resumes) = read(&world, 5).await.unwrap();
-    assert_eq!((offsets, resumes), ((5..RECORDS).collect(), 1));
+    assert_eq!(offsets, (5..RECORDS).collect::<Vec<_>>());
+    assert!(resumes >= 1);
 }
 
 #[tokio::test]
