@@ -162,7 +162,7 @@ impl fmt::Display for SnapshotId {
 
 /// A name that a user gave to something: 1 to 255 bytes of UTF-8 without control characters. Every other character,
 /// `/` and `:` too, is legal and comes back as it was given. Cheap to clone.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct Name(Arc<str>);
 
@@ -212,6 +212,13 @@ impl Name {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// As its text, quoted: it stands in messages for people.
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
     }
 }
 

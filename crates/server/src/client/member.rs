@@ -198,10 +198,6 @@ impl Member {
                 // What the answer held is delivered and not here: only from the committed positions on is it given again.
                 Err(fault) => {
                     let why = self.patience.wait(fault).await?;
-                    let id = self.id();
-                    if let Err(fault) = self.group.leave(&id).await {
-                        tracing::debug!(?fault, "the group did not hear that the member left");
-                    }
                     self.state.lock().gone = Some(why.to_string());
                 }
             }
@@ -268,6 +264,7 @@ impl Member {
     async fn news(&mut self) -> Result<Option<Notice>, ClientError> {
         let gone = self.state.lock().gone.clone();
         if let Some(why) = gone {
+            self.leave_behind().await?;
             let standing = join(&self.group, &self.name, &mut self.patience).await?;
             let (generation, partitions) = (standing.generation, standing.partitions.clone());
             *self.state.lock() = State { told: generation, standing, gone: None };
@@ -282,6 +279,22 @@ impl Member {
             generation: state.standing.generation,
             partitions: state.standing.partitions.clone(),
         }))
+    }
+
+    /// Ends the membership that is given up, as soon as the server answers: its partitions are free at once, where they would
+    /// otherwise stay with nobody until the session is over.
+    async fn leave_behind(&mut self) -> Result<(), ClientError> {
+        let id = self.id();
+        loop {
+            match self.group.leave(&id).await {
+                Ok(_) => return Ok(()),
+                // It is not a member any more.
+                Err(Fault::Never(_)) => return Ok(()),
+                Err(fault) => {
+                    self.patience.wait(fault).await?;
+                }
+            }
+        }
     }
 
     /// Asks the group how the member stands, after it was told that it knows no better.
