@@ -42,7 +42,7 @@ impl PartitionState {
             let last = open_chunk(partition, base, value)?;
             if last.end >= state.next {
                 state.next = last.end;
-                state.bytes_ever = last.bytes_before + last.bytes_ever;
+                state.bytes_ever = last.bytes_before.saturating_add(last.bytes_ever);
                 state.last_time_ms = Some(last.last_time_ms());
             }
         }
@@ -50,11 +50,11 @@ impl PartitionState {
     }
 
     pub(crate) fn kept_records(&self) -> u64 {
-        self.floor.kept_records + (self.next - self.floor.as_of_next)
+        self.floor.kept_records.saturating_add(self.next.saturating_sub(self.floor.as_of_next))
     }
 
     pub(crate) fn kept_bytes(&self) -> u64 {
-        self.floor.kept_bytes + (self.bytes_ever - self.floor.as_of_bytes)
+        self.floor.kept_bytes.saturating_add(self.bytes_ever.saturating_sub(self.floor.as_of_bytes))
     }
 
     pub(crate) fn bounds(&self, partition: Partition) -> PartitionBounds {

@@ -42,8 +42,6 @@ pub(crate) struct Round {
     /// Where the next chunk is looked for.
     at: u64,
     rewriting: bool,
-    /// Chunks that are being joined.
-    joined: Joined,
     /// The oldest tombstone that stays.
     oldest_tombstone_ms: Option<i64>,
 }
@@ -77,7 +75,6 @@ impl Round {
             to: state.next,
             at: floor.clean_to.max(floor.earliest),
             rewriting: false,
-            joined: Joined::default(),
             oldest_tombstone_ms: None,
         }))
     }
@@ -118,18 +115,22 @@ impl Round {
             self.at = earliest;
         }
         self.at = self.at.max(earliest);
+        // What is joined does not outlive the step: until the next one the floor may pass its chunks, and who removes what
+        // lies below the floor knows nothing of a join.
+        let mut joined = Joined::default();
         if self.at < self.to {
             for chunk in chunks(view, &self.place, self.at, self.to) {
                 if left == 0 {
+                    joined.finish(&self.place, &write)?;
                     return Ok(None);
                 }
                 left -= 1;
                 let chunk = chunk.map_err(unread)?;
                 self.at = chunk.end;
-                self.rewrite(&chunk, &write)?;
+                self.rewrite(&mut joined, &chunk, &write)?;
             }
         }
-        self.joined.finish(&self.place, &write)?;
+        joined.finish(&self.place, &write)?;
         let grace_ms = self.place.stream.spec.compaction.map_or(u64::MAX, |compaction| compaction.tombstone_grace_ms);
         Ok(Some((self.to, self.oldest_tombstone_ms.map(|time_ms| time_ms.saturating_add_unsigned(grace_ms)))))
     }
@@ -146,7 +147,12 @@ impl Round {
         }
     }
 
-    fn rewrite(&mut self, chunk: &Chunk, write: &impl Fn(Work) -> Result<(), WriteError>) -> Result<(), WriteError> {
+    fn rewrite(
+        &mut self,
+        joined: &mut Joined,
+        chunk: &Chunk,
+        write: &impl Fn(Work) -> Result<(), WriteError>,
+    ) -> Result<(), WriteError> {
         let mut gone = Vec::new();
         let mut stay = Vec::with_capacity(chunk.slots.len());
         for slot in &chunk.slots {
@@ -167,12 +173,12 @@ impl Round {
         let small = chunk.stored_bytes() < CHUNK_TARGET_BYTES / 2;
         if gone.is_empty() && !small {
             // It stays as it is, and what was joined before it ends here.
-            return self.joined.finish(&self.place, write);
+            return joined.finish(&self.place, write);
         }
-        if !self.joined.has_room(chunk, stay.len()) {
-            self.joined.finish(&self.place, write)?;
+        if !joined.has_room(chunk, stay.len()) {
+            joined.finish(&self.place, write)?;
         }
-        self.joined.add(&self.place, chunk, stay, gone);
+        joined.add(&self.place, chunk, stay, gone);
         Ok(())
     }
 }
@@ -199,9 +205,11 @@ fn chunks(view: &View, place: &Place, from: u64, to: u64) -> impl Iterator<Item 
 }
 
 impl Joined {
+    /// Whether a chunk may be added: it follows without a hole, and all of it stays within a chunk's bounds.
     fn has_room(&self, chunk: &Chunk, records: usize) -> bool {
         self.builder.as_ref().is_none_or(|builder| {
-            self.bytes + chunk.stored_bytes() <= CHUNK_TARGET_BYTES
+            builder.end == chunk.base
+                && self.bytes + chunk.stored_bytes() <= CHUNK_TARGET_BYTES
                 && builder.records.len() + records <= CHUNK_MAX_RECORDS
                 && builder.runs.len() + chunk.runs.len() <= MAX_RUNS
         })

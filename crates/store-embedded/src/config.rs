@@ -48,6 +48,8 @@ pub struct EmbeddedConfig {
     pub loaded_stream_max: usize,
     /// Reads that use the disk at one time; more wait.
     pub read_max: usize,
+    /// Chunks that one step of compaction looks at, at least 1.
+    pub step_max_chunks: usize,
     /// Where free space is learned.
     pub space_probe: SpaceProbe,
     /// For tests.
@@ -55,7 +57,8 @@ pub struct EmbeddedConfig {
 }
 
 impl EmbeddedConfig {
-    /// The defaults: 64 MiB reserve, maintenance each second, 32 MiB of cache, 65,536 loaded streams, 8 reads at a time.
+    /// The defaults: 64 MiB reserve, maintenance each second, 32 MiB of cache, 65,536 loaded streams, 8 reads at a time,
+    /// 256 chunks a step of compaction.
     pub fn new(path: impl Into<PathBuf>, clock: Arc<dyn Clock>) -> Self {
         Self {
             path: path.into(),
@@ -65,6 +68,7 @@ impl EmbeddedConfig {
             cache_bytes: 32 * 1024 * 1024,
             loaded_stream_max: 65_536,
             read_max: 8,
+            step_max_chunks: STEP_MAX_CHUNKS,
             space_probe: Arc::new(free_space),
             write_hook: None,
         }
@@ -110,8 +114,10 @@ pub(crate) const WATCH_MAX_BYTES: usize = 1024 * 1024;
 pub(crate) const META_CACHE_ENTRIES: usize = 65_536;
 /// Their bytes.
 pub(crate) const META_CACHE_BYTES: usize = 32 * 1024 * 1024;
-/// Chunks that one step of maintenance looks at in one partition.
+/// Chunks that one step of compaction looks at, unless the configuration says otherwise.
 pub(crate) const STEP_MAX_CHUNKS: usize = 256;
+/// Chunks after which a read ends that has a record.
+pub(crate) const READ_MAX_CHUNKS: usize = 4_096;
 /// Keys that compaction holds in memory.
 pub(crate) const COMPACTION_MAX_KEYS: usize = 1_000_000;
 /// Their bytes.

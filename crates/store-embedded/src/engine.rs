@@ -153,6 +153,9 @@ pub(crate) struct View {
     pub(crate) engine: Arc<Engine>,
 }
 
+/// A key of the index, and what lies under it.
+pub(crate) type Indexed = (Bytes, Result<LogState, ReadError>);
+
 /// A metadata value with its revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MetaValue {
@@ -207,17 +210,12 @@ impl View {
         }
     }
 
-    /// Keys and values of the index in a range, in order.
-    pub(crate) fn index_range(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        limit: usize,
-    ) -> Result<Vec<(Bytes, LogState)>, ReadError> {
+    /// Keys and values of the index in a range, in order. A value that is damaged stands there as such.
+    pub(crate) fn index_range(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Indexed>, ReadError> {
         let mut found = Vec::new();
         for guard in self.snapshot.range(&self.engine.index, from..to).take(limit) {
             let (key, value) = guard.into_inner()?;
-            found.push((key.into(), LogState::open(&value).map_err(ReadError::damaged)?));
+            found.push((key.into(), LogState::open(&value).map_err(ReadError::damaged)));
         }
         Ok(found)
     }

@@ -13,11 +13,11 @@ use tidegate_core::time::Timestamp;
 
 use crate::command::{Command, Place, Work};
 use crate::compact::Round;
-use crate::config::STEP_MAX_CHUNKS;
 use crate::engine::View;
 use crate::error::{Absent, ReadError, WriteError};
 use crate::group::{DUE_COMPACT, DUE_RETAIN, DUE_SWEEP};
 use crate::key;
+use crate::metric;
 use crate::shared::{Health, Shared};
 use crate::state::{DueEntry, LogState};
 use crate::store::Queue;
@@ -46,12 +46,14 @@ pub(crate) struct Maintenance {
     queue: Queue,
     /// The compaction that is on its way, and the entry that it answers; one at a time, so that its memory is bounded.
     round: Option<(Round, Bytes)>,
+    /// Where the next step looks for what is due, so that entries that fail again and again hide none behind them.
+    from: Bytes,
     stopped: bool,
 }
 
 impl Maintenance {
     pub(crate) fn new(shared: Arc<Shared>, queue: Queue) -> Self {
-        Self { shared, queue, round: None, stopped: false }
+        Self { shared, queue, round: None, from: Bytes::from_static(&key::DUE_START), stopped: false }
     }
 
     pub(crate) fn stop(&mut self) {
@@ -68,17 +70,41 @@ impl Maintenance {
         }
         let view = self.shared.view().map_err(|absent| unread(absent.into()))?;
         let mut maintained = Maintained::default();
-        self.purge(&view, &mut maintained)?;
+        // What is wrong with one stream or partition holds up no other; without the store there is nothing to do at all.
+        if let Err(error) = self.purge(&view, &mut maintained) {
+            self.failed(error, None)?;
+        }
         // First, so that nothing that becomes due can keep it from its end.
         maintained.more |= self.go_on(&view)?;
         let to = key::due_before(now.unix_ms().saturating_add(1));
-        let due = view.index_range(&key::DUE_START, &to, STEP_MAX_PARTITIONS).map_err(unread)?;
-        maintained.more |= due.len() == STEP_MAX_PARTITIONS;
+        let from = std::mem::replace(&mut self.from, Bytes::from_static(&key::DUE_START));
+        let due = view.index_range(&from, &to, STEP_MAX_PARTITIONS).map_err(unread)?;
+        if let Some((last, _)) = due.get(STEP_MAX_PARTITIONS - 1) {
+            maintained.more = true;
+            self.from = [last, &[0][..]].concat().into();
+        }
         for (due, entry) in due {
             maintained.looked_at += 1;
-            maintained.more |= self.due(&view, due, &entry, now)?;
+            let done = entry.map_err(unread).and_then(|entry| self.due(due.clone(), &entry, now));
+            match done {
+                Ok(more) => maintained.more |= more,
+                // It stays due.
+                Err(error) => self.failed(error, Some(&due))?,
+            }
         }
         Ok(maintained)
+    }
+
+    /// Says what failed, and gives it on if the store is not there.
+    fn failed(&self, error: WriteError, due: Option<&Bytes>) -> Result<(), WriteError> {
+        if self.shared.view().is_err() {
+            return Err(error);
+        }
+        let entry = due.and_then(|due| key::due_parts(due));
+        let cause: &dyn std::error::Error = &error;
+        tracing::error!(cause, ?entry, "a piece of maintenance failed and is left for later");
+        metric::maintenance_failed();
+        Ok(())
     }
 
     pub(crate) fn work(&self, work: Work) -> Result<(), WriteError> {
@@ -112,7 +138,7 @@ impl Maintenance {
     }
 
     /// A step of one partition's work; `true` = there is more.
-    fn due(&mut self, view: &View, due: Bytes, entry: &LogState, now: Timestamp) -> Result<bool, WriteError> {
+    fn due(&mut self, due: Bytes, entry: &LogState, now: Timestamp) -> Result<bool, WriteError> {
         let (Some((kind, partition)), LogState::Due(DueEntry { tenant, stream })) = (key::due_parts(&due), entry)
         else {
             return Err(unread(ReadError::damaged("no work lies where it should")));
@@ -125,15 +151,13 @@ impl Maintenance {
         let place = Place { stream, partition: Partition(partition.partition) };
         let done = match kind {
             DUE_RETAIN => self.retain(place.clone(), due),
-            DUE_SWEEP => self.sweep(view, place.clone(), due),
+            DUE_SWEEP => self.sweep(place.clone(), due),
             DUE_COMPACT => self.compact(place.clone(), due, now),
             _ => return Err(unread(ReadError::damaged("work of an unknown kind"))),
         };
-        if let Err(error) = &done {
-            // What is wrong with one partition holds up no other.
+        done.inspect_err(|error| {
             tracing::error!(stream = ?place.stream.id, partition = partition.partition, %error, "maintenance failed");
-        }
-        Ok(done.unwrap_or(false))
+        })
     }
 
     fn retain(&self, place: Place, due: Bytes) -> Result<bool, WriteError> {
@@ -149,7 +173,9 @@ impl Maintenance {
     }
 
     /// Removes chunks that lie wholly below the floor.
-    fn sweep(&self, view: &View, place: Place, due: Bytes) -> Result<bool, WriteError> {
+    fn sweep(&self, place: Place, due: Bytes) -> Result<bool, WriteError> {
+        // Compaction may have changed the chunks since the step began.
+        let view = self.shared.view().map_err(|absent| unread(absent.into()))?;
         let partition = place.stream.key(place.partition);
         let floor = view.floor(partition).map_err(unread)?;
         let Some(floor) = floor else { return Ok(false) };
@@ -193,7 +219,8 @@ impl Maintenance {
     fn go_on(&mut self, view: &View) -> Result<bool, WriteError> {
         let Some((mut round, due)) = self.round.take() else { return Ok(false) };
         let place = round.place().clone();
-        let work = match round.step(view, STEP_MAX_CHUNKS, |work| self.work(work)) {
+        let max_chunks = self.shared.config.step_max_chunks.max(1);
+        let work = match round.step(view, max_chunks, |work| self.work(work)) {
             Ok(Some((clean_to, again_ms))) => Work::Compacted { place, due, clean_to, again_ms, postponed: false },
             Ok(None) => {
                 self.round = Some((round, due));
@@ -245,5 +272,56 @@ impl Timer {
     pub(crate) fn stop(self) {
         let _ = self.stop.try_send(());
         let _ = self.thread.join();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_core::id::Name;
+    use tidegate_core::port::{
+        AppendBatch, AppendRecord, ChangeLog as _, Durability, LogSpec, PartitionAppend, Retention, StreamId,
+    };
+    use tidegate_core::position::Offset;
+    use tidegate_core::time::Clock as _;
+    use tidegate_testkit::{ManualClock, block_on};
+
+    use super::*;
+    use crate::{EmbeddedConfig, EmbeddedStore};
+
+    #[test]
+    fn damaged_entries_hold_up_the_work_of_no_other_stream() {
+        block_on(async {
+            let (folder, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+            let mut config = EmbeddedConfig::new(folder.path(), Arc::new(clock.clone()));
+            config.maintenance_interval = Duration::ZERO;
+            let store = EmbeddedStore::open(config).unwrap();
+            // More damaged entries than one step looks at, all due before anything else; and one of an unknown kind.
+            let engine = Arc::clone(&store.inner.shared.view().unwrap().engine);
+            for log in 0..STEP_MAX_PARTITIONS as u64 + 3 {
+                let partition = crate::key::PartitionKey { log: 1_000 + log, partition: 0 };
+                engine.index.insert(key::due(1, DUE_RETAIN, partition), b"damaged").unwrap();
+            }
+            engine.index.insert([key::DUE_START[0], 0], LogState::Removed.seal()).unwrap();
+            drop(engine);
+            let stream = StreamId { tenant: Name::new("t").unwrap(), stream: Name::new("s").unwrap() };
+            let retention = Retention { age_ms: Some(1_000), ..Retention::default() };
+            let spec = LogSpec { partitions: 1, start: Offset(0), retention, compaction: None };
+            store.create(&stream, &spec).await.unwrap();
+            let record = AppendRecord { bytes: "x".into(), key: None, tombstone: false };
+            let append = PartitionAppend {
+                partition: Partition(0),
+                expected_next: None,
+                records: vec![record],
+                append_time: clock.timestamp(),
+            };
+            let (partitions, state) = (vec![append], Vec::new());
+            let batch = AppendBatch { stream: stream.clone(), partitions, state, durability: Durability::Fsync };
+            store.append(batch).await.unwrap();
+            clock.advance(Duration::from_secs(5));
+            for _ in 0..2 {
+                store.maintain(clock.timestamp()).unwrap();
+            }
+            assert_eq!(store.bounds(&stream).await.unwrap()[0].earliest, Offset(1));
+        });
     }
 }

@@ -10,6 +10,7 @@ const WRITE_SECONDS: &str = "tidegate_store_write_seconds";
 const RECORDS: &str = "tidegate_store_appended_records_total";
 const BYTES: &str = "tidegate_store_appended_bytes_total";
 const FAILURES: &str = "tidegate_store_failures_total";
+const MAINTENANCE_FAILURES: &str = "tidegate_store_maintenance_failures_total";
 const FULL: &str = "tidegate_store_full_total";
 const READS: &str = "tidegate_store_read_bytes_total";
 
@@ -21,6 +22,7 @@ pub(crate) fn describe() {
     describe_counter!(RECORDS, "Records appended");
     describe_counter!(BYTES, Unit::Bytes, "Bytes of records appended");
     describe_counter!(FAILURES, "Times that the database failed and was opened again");
+    describe_counter!(MAINTENANCE_FAILURES, "Pieces of maintenance that failed and were left for later");
     describe_counter!(FULL, "Groups that met a full disk");
     describe_counter!(READS, Unit::Bytes, "Bytes of records read");
 }
@@ -36,6 +38,10 @@ pub(crate) fn group(commands: usize, records: u64, bytes: u64, fsync: bool, took
 
 pub(crate) fn failed() {
     counter!(FAILURES).increment(1);
+}
+
+pub(crate) fn maintenance_failed() {
+    counter!(MAINTENANCE_FAILURES).increment(1);
 }
 
 pub(crate) fn full() {

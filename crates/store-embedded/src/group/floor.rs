@@ -83,7 +83,8 @@ impl Group<'_> {
         if place.stream.spec.compaction.is_none() && records > most_records {
             to = state.next - most_records;
             records = most_records;
-            bytes = state.bytes_ever - self.bytes_up_to(partition, state, to).map_err(|error| fail(to, error))?;
+            let before = self.bytes_up_to(partition, state, to).map_err(|error| fail(to, error))?;
+            bytes = state.bytes_ever.saturating_sub(before);
         }
         let mut earliest_time_ms = None;
         let mut chunks = 0;
@@ -99,7 +100,7 @@ impl Group<'_> {
                     earliest_time_ms = Some(time_ms);
                     break 'chunks;
                 }
-                records -= 1;
+                records = records.saturating_sub(1);
                 bytes = bytes.saturating_sub(slot.len());
                 to = slot.offset + 1;
             }
@@ -149,7 +150,7 @@ impl Group<'_> {
         if place.stream.spec.compaction.is_none() {
             let before = self.bytes_up_to(partition, state, to).map_err(|error| fail(to, error))?;
             dropped_records = to - state.floor.earliest;
-            dropped_bytes = state.kept_bytes() - (state.bytes_ever - before);
+            dropped_bytes = state.kept_bytes().saturating_sub(state.bytes_ever.saturating_sub(before));
             lost.push((to, reason));
         } else {
             let mut at = state.floor.earliest;
@@ -173,8 +174,8 @@ impl Group<'_> {
         let sweep = !state.floor.sweep_due;
         self.edit_floor(place, state, |floor| {
             floor.earliest = earliest;
-            floor.kept_records -= dropped_records;
-            floor.kept_bytes -= dropped_bytes;
+            floor.kept_records = floor.kept_records.saturating_sub(dropped_records);
+            floor.kept_bytes = floor.kept_bytes.saturating_sub(dropped_bytes);
             floor.clean_to = floor.clean_to.max(earliest);
             floor.sweep_due = true;
             for (to, reason) in lost {

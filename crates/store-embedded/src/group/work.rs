@@ -9,7 +9,7 @@ use super::{Group, damaged};
 use crate::catalog::PartitionState;
 use crate::command::{Place, Work};
 use crate::error::WriteError;
-use crate::key;
+use crate::key::{self, ChunkKey};
 
 impl Group<'_> {
     pub(super) fn work(&mut self, work: &Work) -> Result<(), WriteError> {
@@ -31,8 +31,10 @@ impl Group<'_> {
             }
             Work::Sweep { place, due, chunks, done_to } => {
                 if self.is_there(place)? {
-                    self.writes.records.extend(chunks.iter().map(|chunk| (*chunk, None)));
                     let mut state = self.state(&place.stream, place.partition)?;
+                    let end = self.swept_to(place, &state)?;
+                    let below = chunks.iter().filter(|chunk| **chunk < end);
+                    self.writes.records.extend(below.map(|chunk| (*chunk, None)));
                     if *done_to == Some(state.floor.earliest) {
                         self.writes.index.insert(due.to_vec(), None);
                         self.edit_floor(place, &mut state, |floor| floor.sweep_due = false);
@@ -68,6 +70,16 @@ impl Group<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Up to where chunks lie wholly below the floor, as it is now: a chunk that was listed may have become one with those
+    /// that hold the floor.
+    fn swept_to(&self, place: &Place, state: &PartitionState) -> Result<ChunkKey, WriteError> {
+        let (partition, earliest) = (place.stream.key(place.partition), state.floor.earliest);
+        let last = self.chunk_before(partition, earliest);
+        let last = last.map_err(|error| damaged(&place.stream, place.partition, Offset(earliest), error))?;
+        let base = last.filter(|chunk| chunk.end > earliest).map_or(earliest, |chunk| chunk.base);
+        Ok(partition.chunk(base))
     }
 
     /// Whether the stream that a step looked at is still the one of that name.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use tidegate_core::port::{AppendRecord, ChangeLog as _, Compaction, LogSpec, Retention};
+use tidegate_core::port::{AppendRecord, ChangeLog as _, Compaction, LogSpec, Retention, StreamId};
 use tidegate_core::position::{GapReason, Offset};
 use tidegate_core::time::Clock as _;
 use tidegate_store_embedded::EmbeddedStore;
@@ -114,5 +114,68 @@ proptest! {
                 store = open();
             }
         });
+    }
+
+    #[test]
+    fn retention_that_passes_a_compaction_on_its_way_takes_nothing_that_is_kept(
+        steps in prop::collection::vec((prop::collection::vec(0_u8..8, 1..4), 0_u8..12), 20..90),
+        kept in 3_u64..14,
+        step_max_chunks in 1_usize..5,
+    ) {
+        block_on(async {
+            let (folder, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+            let open = || {
+                let mut config = config(folder.path(), &clock);
+                config.step_max_chunks = step_max_chunks;
+                EmbeddedStore::open(config).unwrap()
+            };
+            let mut store = open();
+            let id = stream("s");
+            let compacted = LogSpec {
+                compaction: Some(Compaction { tombstone_grace_ms: 0 }),
+                retention: Retention { records: Some(kept), ..Retention::default() },
+                ..spec()
+            };
+            store.create(&id, &compacted).await.unwrap();
+            let mut appended: Vec<AppendRecord> = Vec::new();
+            for (keys, then) in steps {
+                let records: Vec<AppendRecord> = keys.into_iter().map(|key| AppendRecord {
+                    bytes: Bytes::from(vec![key; appended.len() % 7]),
+                    key: (key > 1).then(|| Bytes::from(vec![key])),
+                    tombstone: false,
+                }).collect();
+                assert_eq!(append(&store, &id, records.clone()).await, appended.len() as u64);
+                appended.extend(records);
+                match then {
+                    0..5 => { store.maintain(clock.timestamp()).unwrap(); }
+                    5 => { store.close(); store = open(); }
+                    6 => maintain(&store, &clock).await,
+                    7 => clock.advance(Duration::from_secs(61)),
+                    _ => {}
+                }
+                whole(&store, &id, &appended).await;
+            }
+            clock.advance(Duration::from_secs(3_600));
+            maintain(&store, &clock).await;
+            whole(&store, &id, &appended).await;
+            store.close();
+            whole(&open(), &id, &appended).await;
+        });
+    }
+}
+
+/// Everything from the floor on is there that is the newest of its key, as it was appended, and the bounds say what is there.
+async fn whole(store: &EmbeddedStore, id: &StreamId, appended: &[AppendRecord]) {
+    let bounds = store.bounds(id).await.unwrap()[0];
+    assert!(bounds.earliest <= bounds.next && bounds.next.0 == appended.len() as u64, "{bounds:?}");
+    let (found, _) = read_all(store, id, 0).await.unwrap();
+    assert!(found.first().is_none_or(|(offset, _)| *offset == bounds.earliest.0), "the floor stands on a record");
+    assert_eq!(bounds.bytes, found.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>());
+    let found: HashMap<u64, Bytes> = found.into_iter().collect();
+    for (offset, bytes) in expected(appended).iter().filter(|(offset, _)| *offset >= bounds.earliest.0) {
+        assert_eq!(found.get(offset), Some(bytes), "{offset} of {bounds:?}");
+    }
+    for (offset, bytes) in &found {
+        assert_eq!(appended[usize::try_from(*offset).unwrap()].bytes, bytes);
     }
 }
