@@ -14,7 +14,7 @@ use tidegate_core::time::Timestamp;
 
 use crate::catalog::{PartitionState, StreamState};
 use crate::command::{Answer, Command};
-use crate::config::{APPEND_MAX_BYTES, META_KEY_MAX_BYTES, META_VALUE_MAX_BYTES, RECORD_MAX_BYTES, STEP_MAX_CHUNKS};
+use crate::config::{APPEND_MAX_BYTES, META_KEY_MAX_BYTES, META_VALUE_MAX_BYTES, READ_MAX_CHUNKS, RECORD_MAX_BYTES};
 use crate::engine::{View, open_chunk};
 use crate::error::{Malformed, ReadError};
 use crate::metric;
@@ -25,6 +25,8 @@ use crate::store::EmbeddedStore;
 const COMMAND_BYTES: u64 = 512;
 /// What a record costs in the queue beside its bytes.
 const RECORD_BYTES: u64 = 64;
+/// What a partition's range adds to the value of a `PutWithRanges`.
+const RANGE_BYTES: u64 = 20;
 
 #[async_trait]
 impl ChangeLog for EmbeddedStore {
@@ -69,16 +71,29 @@ impl ChangeLog for EmbeddedStore {
     }
 
     async fn bounds(&self, stream: &StreamId) -> Result<Vec<PartitionBounds>, LogError> {
-        if let Some(bounds) = self.inner.shared.catalog.get(stream).and_then(|stream| stream.all_loaded()) {
+        // Always all of one moment: who merges partitions by commit relies on seeing a group wholly or not at all.
+        let shared = &self.inner.shared;
+        let loaded = shared.at(|_| shared.catalog.get(stream).and_then(|stream| stream.all_loaded()));
+        if let Some(bounds) = loaded.map_err(|absent| unavailable(absent.into()))? {
             return Ok(bounds);
         }
         let id = stream.clone();
         let bounds = self.read_blocking(move |shared| {
-            let Some(stream) = shared.stream(&id)? else { return Ok::<_, ReadError>(Ok(Vec::new())) };
-            Ok((0..stream.spec.partitions)
-                .map(Partition)
-                .map(|partition| Ok(load(shared, &stream, partition)?.1.bounds(partition)))
-                .collect())
+            loop {
+                let Some(stream) = shared.stream(&id)? else { return Ok::<_, ReadError>(Ok(Vec::new())) };
+                for partition in (0..stream.spec.partitions).map(Partition) {
+                    if let Err(error) = load(shared, &stream, partition) {
+                        return Ok(Err(error));
+                    }
+                }
+                // Nothing is loaded any more if the database was opened again meanwhile.
+                let loaded = shared.at(|_| (!stream.is_removed()).then(|| stream.all_loaded()))?;
+                match loaded {
+                    None => return Ok(Ok(Vec::new())),
+                    Some(Some(bounds)) => return Ok(Ok(bounds)),
+                    Some(None) => {}
+                }
+            }
         });
         bounds.await.map_err(unavailable)?
     }
@@ -131,8 +146,9 @@ fn size_of(batch: &AppendBatch) -> Result<u64, LogError> {
         records += 1;
     }
     for swap in &batch.state {
-        check_swap(&swap.key, &swap.swap).map_err(|what| LogError::Unavailable(Box::new(what)))?;
-        bytes += swap.key.len() as u64 + put_bytes(&swap.swap);
+        let partitions = batch.partitions.len();
+        check_swap(&swap.key, &swap.swap, partitions).map_err(|what| LogError::Unavailable(Box::new(what)))?;
+        bytes += swap.key.len() as u64 + put_bytes(&swap.swap, partitions);
     }
     if bytes > APPEND_MAX_BYTES {
         return Err(LogError::TooLarge { bytes, limit_bytes: APPEND_MAX_BYTES });
@@ -140,18 +156,19 @@ fn size_of(batch: &AppendBatch) -> Result<u64, LogError> {
     Ok(COMMAND_BYTES + bytes + records * RECORD_BYTES)
 }
 
-/// Whether a key and a value are of a size that the store takes.
-pub(crate) fn check_swap(key: &Bytes, swap: &Swap) -> Result<(), Malformed> {
+/// Whether a key and a value are of a size that the store takes, in an append to so many partitions.
+pub(crate) fn check_swap(key: &Bytes, swap: &Swap, partitions: usize) -> Result<(), Malformed> {
     if key.len() > META_KEY_MAX_BYTES {
         return Err(Malformed::KeyTooLong);
     }
-    if put_bytes(swap) > META_VALUE_MAX_BYTES as u64 { Err(Malformed::ValueTooLarge) } else { Ok(()) }
+    if put_bytes(swap, partitions) > META_VALUE_MAX_BYTES as u64 { Err(Malformed::ValueTooLarge) } else { Ok(()) }
 }
 
-/// The bytes of the value that a swap sets, without ranges.
-pub(crate) fn put_bytes(swap: &Swap) -> u64 {
+/// The bytes of the value that a swap sets in an append to so many partitions.
+pub(crate) fn put_bytes(swap: &Swap, partitions: usize) -> u64 {
     match swap {
-        Swap::Put(value) | Swap::PutWithRanges(value) => value.len() as u64,
+        Swap::Put(value) => value.len() as u64,
+        Swap::PutWithRanges(value) => value.len() as u64 + partitions as u64 * RANGE_BYTES,
         Swap::Delete | Swap::Check => 0,
     }
 }
@@ -259,8 +276,18 @@ impl Reading {
                 return Ok(());
             }
         }
-        for _ in 0..STEP_MAX_CHUNKS * 16 {
-            let Some((base, value)) = found else { break };
+        let mut looked = 0;
+        while let Some((base, value)) = found {
+            looked += 1;
+            if looked > READ_MAX_CHUNKS && self.records > 0 {
+                // Enough for one read; a gap that was begun belongs whole to the next one, which begins with it.
+                if let Some(gap) = self.items.pop_if(|item| matches!(item, LogReadItem::Gap(_)))
+                    && let LogReadItem::Gap(gap) = gap
+                {
+                    self.at = gap.from.0;
+                }
+                return Ok(());
+            }
             if base != self.at {
                 return Err((self.at, missing()));
             }
@@ -273,7 +300,6 @@ impl Reading {
             }
             found = chunks.next().transpose().map_err(|error| (self.at, error))?;
         }
-        // A read may stop after many chunks, but not because the next one is missing.
         if self.at < next && self.items.is_empty() { Err((self.at, missing())) } else { Ok(()) }
     }
 
@@ -297,7 +323,11 @@ impl Reading {
             self.bytes += slot.len();
             self.at = slot.offset + 1;
         }
+        // A gap at the chunk's end may go on in the next one, so it is told by who reads on.
+        if self.records > 0 && (self.records >= bounds.records || self.bytes >= bounds.bytes) {
+            return true;
+        }
         self.skip(chunk.end, GapReason::Compaction);
-        self.records > 0 && (self.records >= bounds.records || self.bytes >= bounds.bytes)
+        false
     }
 }

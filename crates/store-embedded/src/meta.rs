@@ -49,8 +49,8 @@ impl MetaStore for EmbeddedStore {
     ) -> Result<SwapOutcome, MetaError> {
         let mut bytes = 256;
         for swap in &swaps {
-            check_swap(&swap.key, &swap.swap).map_err(|what| MetaError::Unavailable(Box::new(what)))?;
-            bytes += swap.key.len() as u64 + put_bytes(&swap.swap);
+            check_swap(&swap.key, &swap.swap, 0).map_err(|what| MetaError::Unavailable(Box::new(what)))?;
+            bytes += swap.key.len() as u64 + put_bytes(&swap.swap, 0);
         }
         match self.inner.queue.ask(Command::Swap { swaps, durability }, bytes).await? {
             Answer::Swapped(outcome) => Ok(outcome),

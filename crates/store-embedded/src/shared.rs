@@ -23,7 +23,7 @@ pub enum Health {
     Writing,
     /// It reads; changes are refused until there is space again.
     Full,
-    /// The disk failed; the store tries to go on by itself.
+    /// The disk failed, and the store tries to go on by itself; or the writer came to a bad end, and it must be opened again.
     Failed,
     /// It was closed.
     Closed,

@@ -63,6 +63,8 @@ impl Writer {
 
     /// Runs until it is told to close.
     pub(crate) fn run(mut self) {
+        // Goes before the queue does, so that whoever waits in it finds the reason.
+        let _end = End(Arc::clone(&self.shared));
         while let Some(first) = self.queue.blocking_recv() {
             let (jobs, close) = self.gather(first);
             self.process(jobs);
@@ -169,6 +171,8 @@ impl Writer {
 
     /// Decides, writes and shows a group. `Err` = of all of it.
     fn write(&mut self, jobs: &[Job]) -> Result<Vec<Result<Answer, WriteError>>, WriteError> {
+        // Goes before the group's commands do, so that whoever waits for their answers finds the reason.
+        let _end = End(Arc::clone(&self.shared));
         let absent = || WriteError::NotMade(Box::new(Absent::Reopening));
         let engine = Arc::clone(self.engine.as_ref().ok_or_else(absent)?);
         self.wait_for_background(&engine)?;
@@ -331,6 +335,20 @@ impl Writer {
         if let Some(engine) = self.engine.take() {
             while Arc::strong_count(&engine) > 1 && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+/// Says so when the thread comes to a bad end. Whoever waits for an answer learns that there is none by the queue's end.
+struct End(Arc<Shared>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("the writer panicked; the store takes no more changes until it is opened again");
+            if self.0.health.send_replace(Health::Failed) != Health::Failed {
+                metric::failed();
             }
         }
     }

@@ -4,6 +4,7 @@
 mod store {
     mod conformance;
     mod crash;
+    mod cut;
     mod damage;
     mod disk;
     mod group;
