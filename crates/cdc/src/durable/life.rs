@@ -177,8 +177,16 @@ impl StreamService {
                 Bytes::from(after)
             });
             let Some(value) = &entry.value else { continue };
-            let meta: StreamMeta = unseal(Kind::Stream, StreamMeta::SCHEMA_VERSION, "a stream's description", value)?;
             let Some(id) = stream_id(&entry.key) else { continue };
+            let opened = unseal(Kind::Stream, StreamMeta::SCHEMA_VERSION, "a stream's description", value);
+            let meta: StreamMeta = match opened {
+                Ok(meta) => meta,
+                Err(error) => {
+                    // Whoever asks for it is told; the others must not live for ever because of it.
+                    tracing::error!(%error, stream = %id.stream, "a stream cannot be looked at");
+                    continue;
+                }
+            };
             if meta.removing {
                 self.clear_away(&id, &meta, Some(entry.revision)).await?;
                 continue;
