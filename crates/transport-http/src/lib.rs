@@ -1,4 +1,6 @@
 #![doc = include_str!("../README.md")]
+//!
+//! The page above is the crate's README: what it is, and what it never does.
 #![allow(clippy::disallowed_methods, reason = "a transport lives in real time")]
 
 pub mod auth;
