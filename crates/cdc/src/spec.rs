@@ -30,7 +30,7 @@ pub struct StreamSpec {
     pub compact_by_key: bool,
     /// What becomes of late records.
     pub late: LatePolicy,
-    /// A text for people, at most [`DESCRIPTION_MAX_BYTES`].
+    /// A text for people, at most 4,096 bytes.
     pub description: Option<Box<str>>,
 }
 

@@ -25,7 +25,7 @@ pub struct ConsumeArgs {
     /// The group.
     #[arg(value_parser = name)]
     pub group: String,
-    /// What this member calls itself [default: tidegate-<process id>].
+    /// What this member calls itself [default: tidegate- and the process id].
     #[arg(long, value_name = "NAME", value_parser = name)]
     pub client: Option<String>,
     /// Create the group if it is not there; the flags below say what it is then.
