@@ -68,8 +68,7 @@ impl Failure for BodyError {
 
 impl From<BodyError> for Problem {
     fn from(error: BodyError) -> Self {
-        // What is left of the body cannot be told from the next request, so the connection ends.
-        let problem = Self::of(&error).closing();
+        let problem = Self::of(&error);
         match error {
             BodyError::TooLarge { limit_bytes } => problem.with("max_bytes", limit_bytes),
             BodyError::Timeout { limit_ms } => {

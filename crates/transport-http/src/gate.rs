@@ -3,6 +3,7 @@
 
 mod counter;
 mod table;
+mod watched;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -14,7 +15,6 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
-use http_body::Body as _;
 use tidegate_core::{Failure as _, Principal};
 use tidegate_lease::audit::AuditEvent;
 use tokio_util::sync::CancellationToken;
@@ -97,6 +97,7 @@ pub(crate) async fn gate(State(app): State<Arc<App>>, mut request: Request, next
     let route = place.and_then(|place| ROUTES.get(place));
     let method = request.method().clone();
     let version = request.version();
+    let read_to_end = watched::watch(&mut request);
     let browser =
         route.filter(|route| route.preflight).map(|_| durable::Browser::of(request.method(), request.headers()));
     let began = app.services.clock.now();
@@ -113,8 +114,6 @@ pub(crate) async fn gate(State(app): State<Arc<App>>, mut request: Request, next
             Some(route) => admit(&app, route, &mut request).await.err(),
         };
         match refused {
-            // A body that nobody reads cannot be told from the next request: the client is told that the connection ends.
-            Some(problem) if !request.body().is_end_stream() => problem.closing().into_response(),
             Some(problem) => problem.into_response(),
             None if *request.method() == Method::OPTIONS && !route.is_some_and(|route| route.preflight) => {
                 options(route)
@@ -133,8 +132,11 @@ pub(crate) async fn gate(State(app): State<Arc<App>>, mut request: Request, next
         }
     };
     let code = response.extensions_mut().remove::<ProblemCode>().map(|code| code.0);
-    // HTTP/2 knows no such header; there the connection is shared and stays.
-    if response.extensions_mut().remove::<CloseAfter>().is_some() && version < Version::HTTP_2 {
+    // A body of which something is left cannot be told from the next request, so the client is told that the connection ends;
+    // whoever still reads may go on to do so. HTTP/2 knows no such header; there the connection is shared and stays.
+    let left = read_to_end.is_some_and(|read_to_end| !read_to_end.get());
+    let closes = response.extensions_mut().remove::<CloseAfter>().is_some() || left;
+    if closes && version < Version::HTTP_2 {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let status = response.status();

@@ -17,5 +17,6 @@ mod http {
     pub(crate) mod stream;
     pub(crate) mod tail;
     pub(crate) mod tls;
+    pub(crate) mod unread;
     pub(crate) mod world;
 }

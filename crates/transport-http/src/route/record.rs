@@ -42,11 +42,10 @@ pub(super) async fn publish(
     request: Request,
 ) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
+    let (stream, producer) = (name(path)?, producer::stamp(&head.headers)?);
     let settings = app.services.streams.settings().freeze();
     let (limit_bytes, limit_ms) = (settings.limits_batch_max_bytes(), settings.limits_body_timeout_ms());
     let body = read_within(body, limit_bytes, limit_ms, app.services.clock.as_ref()).await.map_err(batch_problem)?;
-    // After the body, so that a refusal leaves the connection usable.
-    let (stream, producer) = (name(path)?, producer::stamp(&head.headers)?);
     let records = records(&body, says_lines(&head.headers)).map_err(|error| record_problem(&error))?;
     let request = PublishRequest { records, producer };
     let published = app.services.streams.publish(&principal, &stream, request).await;
@@ -61,8 +60,7 @@ fn batch_problem(error: BodyError) -> Problem {
             "batch_too_large",
             format!("the records have more than {limit_bytes} bytes (limits.batch_max_bytes); nothing was appended"),
         )
-        .with("max_bytes", limit_bytes)
-        .closing(),
+        .with("max_bytes", limit_bytes),
         other => other.into(),
     }
 }

@@ -49,8 +49,7 @@ pub(super) fn body_problem(error: BodyError) -> Problem {
             "batch_too_large",
             format!("the body has more than {limit_bytes} bytes (limits.batch_max_bytes); nothing was appended"),
         )
-        .with("max_bytes", limit_bytes)
-        .closing(),
+        .with("max_bytes", limit_bytes),
         other => other.into(),
     }
 }

@@ -139,13 +139,11 @@ pub(super) async fn open(lines: &mut Lines) -> Result<Verify, Problem> {
             return Err(Problem::new(http::StatusCode::BAD_REQUEST, "invalid_field", detail)
                 .with("field", "open")
                 .with("line", lines.number)
-                .with("max_bytes", limit_bytes)
-                .closing());
+                .with("max_bytes", limit_bytes));
         }
     };
     let number = lines.number.max(1);
-    // What is left of the body cannot be told from the next request, so the connection ends.
-    let refused = |error: JsonError| json_problem(&at_line(error, number)).with("line", number).closing();
+    let refused = |error: JsonError| json_problem(&at_line(error, number)).with("line", number);
     parse_open(text(line.as_deref().unwrap_or_default()).map_err(refused)?).map_err(refused)
 }
 
