@@ -6,7 +6,7 @@ use tidegate_core::failure::{ErrorKind, Failure, Retry};
 use tidegate_core::id::Name;
 use tidegate_core::port::{Cause, LogError, MetaError};
 use tidegate_core::position::{Offset, Partition};
-use tidegate_lease::capacity::CapacityExhausted;
+use tidegate_lease::capacity::{CapacityExhausted, CapacityScope};
 
 use crate::producer::PRODUCER_ID_MAX_BYTES;
 
@@ -384,6 +384,15 @@ impl Failure for PublishError {
     }
 }
 
+/// The code where no slot is left for who follows or waits. The slots are those of tails, not of query streams: they have names
+/// of their own.
+pub(crate) fn tail_code(error: &CapacityExhausted) -> &'static str {
+    match error.scope {
+        CapacityScope::Global => "tail_capacity_exhausted",
+        CapacityScope::Owner => "principal_tail_quota_exhausted",
+    }
+}
+
 /// Why a read was refused or ended.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -418,11 +427,7 @@ impl Failure for ReadError {
     fn code(&self) -> &'static str {
         match self {
             Self::OutOfRange { .. } => "offset_out_of_range",
-            // The slots are those of tails, not of query streams: they have names of their own.
-            Self::Capacity(error) => match error.scope {
-                tidegate_lease::capacity::CapacityScope::Global => "tail_capacity_exhausted",
-                tidegate_lease::capacity::CapacityScope::Owner => "principal_tail_quota_exhausted",
-            },
+            Self::Capacity(error) => tail_code(error),
             Self::Stream(error) => error.code(),
         }
     }
@@ -440,6 +445,23 @@ impl Failure for ReadError {
             Self::Capacity(error) => error.retry(),
             Self::Stream(error) => error.retry(),
             Self::OutOfRange { .. } => Retry::Never,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::group::GroupError;
+
+    #[test]
+    fn no_slot_left_has_one_code_whoever_asks() {
+        for (scope, code) in [
+            (CapacityScope::Global, "tail_capacity_exhausted"),
+            (CapacityScope::Owner, "principal_tail_quota_exhausted"),
+        ] {
+            let error = || CapacityExhausted { scope, limit: 1, current: 1 };
+            assert_eq!((ReadError::from(error()).code(), GroupError::from(error()).code()), (code, code));
         }
     }
 }

@@ -3,10 +3,10 @@
 use tidegate_core::failure::{ErrorKind, Failure, Retry};
 use tidegate_core::id::Name;
 use tidegate_core::position::{Gap, Offset, Partition};
-use tidegate_lease::capacity::{CapacityExhausted, CapacityScope};
+use tidegate_lease::capacity::CapacityExhausted;
 
 use super::spec::GroupMode;
-use crate::error::{ReadError, StoreError, StreamError};
+use crate::error::{ReadError, StoreError, StreamError, tail_code};
 
 /// Why a group refused. Nothing was changed, unless storage says that it may have been.
 #[derive(Debug, thiserror::Error)]
@@ -201,11 +201,7 @@ impl Failure for GroupError {
             Self::Invalid { .. } => "invalid_field",
             Self::DeadLetterNotFound { .. } => "dead_letter_not_found",
             Self::OutOfRange { .. } => "offset_out_of_range",
-            // The slots are those of tails, not of query streams: they have names of their own.
-            Self::Capacity(error) => match error.scope {
-                CapacityScope::Global => "tail_capacity_exhausted",
-                CapacityScope::Owner => "principal_tail_quota_exhausted",
-            },
+            Self::Capacity(error) => tail_code(error),
             Self::Entropy(_) => "internal",
             Self::Stream(error) => error.code(),
         }
