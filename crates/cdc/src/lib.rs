@@ -25,7 +25,7 @@ pub use producer::ProducerStamp;
 pub use reader::StreamReader;
 pub use record::{DeliveryStamp, Item, NewRecord, RawForm, Record};
 pub use service::{
-    CreatedStream, LIMITS, LateRecord, PublishRequest, Published, ReadFrom, StreamDescription, StreamParts,
+    CreatedStream, LIMITS, LateRecord, PublishRequest, Published, ReadFrom, Readiness, StreamDescription, StreamParts,
     StreamService,
 };
 pub use spec::{LatePolicy, StreamSpec};

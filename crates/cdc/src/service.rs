@@ -4,6 +4,7 @@
 mod count;
 mod create;
 mod publish;
+mod ready;
 mod remove;
 
 use std::num::NonZeroUsize;
@@ -37,6 +38,7 @@ pub use create::CreatedStream;
 pub(crate) use create::draw;
 pub(crate) use publish::Extra;
 pub use publish::{LateRecord, PublishRequest, Published};
+pub use ready::Readiness;
 
 /// Streams that are kept open at one time; beyond it the one that was used least lately is read again when needed.
 pub(crate) const HANDLES_MAX: usize = 16_384;
@@ -81,6 +83,11 @@ pub const LIMITS: &[Limit] = &[
         name: "stream.open_max",
         value: HANDLES_MAX as u64,
         meaning: "Streams kept open in memory; beyond it the one used least lately is read again when it is needed.",
+    },
+    Limit {
+        name: "stream.readiness_max_ms",
+        value: ready::READINESS_MAX.as_millis() as u64,
+        meaning: "Storage must answer GET /readyz in this time; beyond it the answer is 503.",
     },
     Limit {
         name: "stream.feed_max_bytes",
@@ -285,13 +292,6 @@ impl StreamService {
     #[must_use]
     pub fn settings(&self) -> &Arc<SettingsCell> {
         &self.core.settings
-    }
-
-    /// Whether storage answers now.
-    pub async fn ready(&self) -> Result<(), StoreError> {
-        // A key that nobody writes: the answer is that there is none.
-        self.core.meta.get(b"ready").await?;
-        Ok(())
     }
 
     pub(crate) fn id(owner: &Owner, name: &Name) -> Result<StreamId, StreamError> {

@@ -1,9 +1,12 @@
 //! Streams over a store that fails: what was refused is not there, what may have happened is told so, and a producer's retry
 //! settles it.
 
-use tidegate_cdc::{ProducerStamp, PublishError, PublishRequest, Selection, StreamService};
+use std::time::Duration;
+
+use tidegate_cdc::{ProducerStamp, PublishError, PublishRequest, Readiness, Selection, StreamService};
 use tidegate_core::Failure as _;
-use tidegate_testkit::{Fault, FaultyStore, block_on};
+use tidegate_core::port::MetaStore as _;
+use tidegate_testkit::{Call, Fault, FaultyStore, block_on, within};
 
 use crate::world::{World, message, name, service, spec};
 
@@ -74,5 +77,37 @@ fn what_certainly_did_not_happen_and_what_may_have_have_different_codes() {
             assert_eq!(error.kind(), tidegate_core::ErrorKind::Unavailable);
         }
         assert_eq!(world.values("s", Selection::All).await, ["1"], "only the one that may have happened did");
+    });
+}
+
+#[test]
+fn storage_is_ready_while_its_writer_answers_and_nothing_is_written_to_find_out() {
+    block_on(async {
+        let world = World::new();
+        let faulty = FaultyStore::new(std::sync::Arc::clone(&world.store), 1);
+        let streams = service(&world.clock, &faulty, &world.settings);
+        let changes = world.store.watch("".into()).await.unwrap();
+        assert_eq!(streams.ready().await.unwrap(), Readiness::Writing);
+        // Reads go on; only the writer does not answer.
+        for (fault, told) in [
+            (Fault::Unavailable, Err("storage_unavailable")),
+            (Fault::Indeterminate { applied: true }, Err("storage_unavailable")),
+            (Fault::Full, Ok(Readiness::Full)),
+        ] {
+            faulty.plan().fail_next_of(Call::Swap, 1, fault);
+            assert_eq!(streams.ready().await.map_err(|error| error.code()), told, "{fault:?}");
+        }
+        for stuck in [Call::Swap, Call::Get] {
+            faulty.plan().hold(stuck);
+            let mut ready = Box::pin(streams.ready());
+            assert!(futures::poll!(&mut ready).is_pending());
+            world.clock.advance(Duration::from_millis(1_999));
+            assert!(futures::poll!(&mut ready).is_pending());
+            world.clock.advance(Duration::from_millis(1));
+            assert_eq!(within("the answer", ready).await.unwrap_err().code(), "storage_unavailable");
+            faulty.plan().resume();
+        }
+        assert_eq!(streams.ready().await.unwrap(), Readiness::Writing);
+        assert!(futures::FutureExt::now_or_never(futures::StreamExt::into_future(changes)).is_none());
     });
 }

@@ -124,6 +124,19 @@ fn health_version_limits_and_leases_are_told() {
 }
 
 #[test]
+fn asking_whether_the_server_is_ready_writes_nothing() {
+    let server = Server::start(1, &[]);
+    assert_eq!(ask(server.address, "PUT", "/v1/streams/s", &[], "{}").status, 201);
+    let written = || ["true", "false"].map(|fsync| server.metric("tidegate_store_groups_total", fsync));
+    let before = written();
+    assert!(before[0] > 0.0, "{before:?}");
+    for _ in 0..20 {
+        assert_eq!(server.get("/readyz").json(), json!({"status": "ready", "storage": "ok"}));
+    }
+    assert_eq!(written(), before);
+}
+
+#[test]
 fn the_configuration_is_shown_without_its_secrets() {
     let folder = tempfile::tempdir().unwrap();
     let source = "main=postgres://reader:p4ssw0rd@127.0.0.1:1/shop";

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
+use tidegate_cdc::Readiness;
 use tidegate_core::{Failure as _, Retry};
 
 use super::json;
@@ -21,12 +22,14 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Response, Probl
     if app.is_draining() {
         return Err(draining());
     }
-    if let Err(error) = app.services.streams.ready().await {
+    let storage = app.services.streams.ready().await.map_err(|error| {
         tracing::warn!(%error, "not ready");
-        return Err(Problem::of(&error).with_status(StatusCode::SERVICE_UNAVAILABLE));
-    }
+        Problem::of(&error).with_status(StatusCode::SERVICE_UNAVAILABLE)
+    })?;
+    // A full disk is no reason to take the server away: reads go on, and so does what makes room.
+    let storage = if storage == Readiness::Full { "full" } else { "ok" };
     match app.services.query.ready().await {
-        Ok(()) => Ok(json(&json!({"status": "ready"}))),
+        Ok(()) => Ok(json(&json!({"status": "ready", "storage": storage}))),
         Err(not_ready) => {
             // The cause's code says what kind of trouble it is; its words may name hosts, and this route is open.
             let cause = not_ready.cause.as_ref().map_or("source_timeout", |cause| cause.code());
