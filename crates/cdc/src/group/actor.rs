@@ -220,7 +220,9 @@ impl Actor {
             if flow == Flow::End {
                 break;
             }
-            if !self.link.undo.lock().is_empty() && self.step(VecDeque::new()).await == Flow::End {
+            // Where storage failed just now it waits for the next try, which takes back first.
+            let takes_back = self.retry_at.is_none() && !self.link.undo.lock().is_empty();
+            if takes_back && self.step(VecDeque::new()).await == Flow::End {
                 break;
             }
             self.plan_burial();
@@ -253,7 +255,8 @@ impl Actor {
             Some(loaded) => loaded.machine.next_deadline().is_none() && loaded.machine.dead(1).is_empty(),
             None => true,
         };
-        resting && self.burial.is_none() && now >= self.used.after(IDLE)
+        let nothing_waits = self.burial.is_none() && self.link.undo.lock().is_empty();
+        resting && nothing_waits && now >= self.used.after(IDLE)
     }
 
     /// Does what a batch of commands asks, stores it, and answers.
@@ -316,7 +319,6 @@ impl Actor {
 
     /// Decides and stores, again while others change what was decided on.
     async fn attempts(&mut self, batch: &VecDeque<Envelope>) -> Result<Vec<Outcome>, Failed> {
-        let mut undo = Vec::new();
         for _ in 0..ATTEMPTS_MAX {
             self.load().await?;
             let now = self.now();
@@ -324,7 +326,8 @@ impl Actor {
             let machine = &mut loaded.machine;
             let wakes = machine.wakes();
             let mut touched = Touched::default();
-            undo.append(&mut self.link.undo.lock());
+            // Kept until it is stored that it was taken back: a failure must not make it stand. Others only add at the end.
+            let undo = self.link.undo.lock().clone();
             for command in &undo {
                 machine.apply(now, command, &mut touched);
             }
@@ -332,6 +335,7 @@ impl Actor {
             let outcomes = batch.iter().map(|envelope| machine.apply(now, &envelope.command, &mut touched)).collect();
             let woken = machine.wakes() != wakes;
             if self.store(&touched).await? {
+                self.link.undo.lock().drain(..undo.len());
                 if woken {
                     self.link.wake();
                 }

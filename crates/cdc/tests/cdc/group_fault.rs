@@ -357,3 +357,36 @@ fn two_processes_over_one_store_never_acknowledge_a_delivery_twice() {
         assert_eq!((seen.len(), acked), (40, 40));
     });
 }
+
+#[test]
+fn a_member_that_never_learned_that_it_joined_is_gone_although_storage_failed_when_it_was_taken_back() {
+    block_on(async {
+        for fault in FAULTS {
+            let groups = Groups::new(2, GroupSpec { session_ms: 86_400_000, ..GroupSpec::default() }).await;
+            let faulty = FaultyStore::new(Arc::clone(&groups.world.store), 1);
+            let client = Client::over(&groups, &faulty, 1);
+            let (ann, stream, group) = (&client.ann, name("s"), name("g"));
+            let members = async |service: &GroupService| {
+                service.describe(ann, &stream, &group).await.map(|described| described.members.len())
+            };
+            faulty.plan().hold_answers(Call::Swap);
+            {
+                let join = client.service.join(ann, &stream, &group, "gone");
+                tokio::select! {
+                    _ = join => panic!("the answer is held"),
+                    () = faulty.plan().wait_for_held(1) => {}
+                }
+            }
+            // The caller is gone; what takes the member back fails once.
+            faulty.plan().fail_next_of(Call::Swap, 1, fault);
+            faulty.plan().resume();
+            tidegate_testkit::wait::until("the failure", async || faulty.plan().injected() == 1).await;
+            tidegate_testkit::wait::until("the member to be gone, although nobody asks", async || {
+                groups.advance(500);
+                members(&groups.beside(7)).await.unwrap() == 0
+            })
+            .await;
+            assert_eq!(members(&client.service).await.unwrap(), 0, "{fault:?}");
+        }
+    });
+}
