@@ -15,6 +15,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use http_body::Body as _;
 use tidegate_core::{Failure as _, Principal};
 use tidegate_lease::audit::AuditEvent;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,7 @@ use crate::auth::AuthError;
 use crate::json::JsonError;
 use crate::parameter::Parameters;
 use crate::problem::{CloseAfter, Problem, ProblemCode};
-use crate::route::durable;
+use crate::route::{check_path, durable};
 use crate::server::HEADER_MAX_BYTES;
 use crate::service::Services;
 use counter::{RequestCounters, method_label};
@@ -200,6 +201,8 @@ async fn admit(app: &App, route: &Route, request: &mut Request) -> Result<(), Pr
     if rule.new_work && app.is_draining() {
         return Err(draining());
     }
+    check_path(request.uri().path())?;
+    check_coding(request)?;
     if let (QueryString::Known(known), Some(query)) = (rule.query, request.uri().query())
         && !query.is_empty()
     {
@@ -208,6 +211,24 @@ async fn admit(app: &App, route: &Route, request: &mut Request) -> Result<(), Pr
     }
     request.extensions_mut().insert(principal);
     Ok(())
+}
+
+/// Refuses a body in a coding: nothing here decodes, and compressed bytes would be taken for what they are not.
+fn check_coding(request: &Request) -> Result<(), Problem> {
+    let reads = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
+    if !reads || !request.headers().contains_key(header::CONTENT_ENCODING) || request.body().is_end_stream() {
+        return Ok(());
+    }
+    let codings = request.headers().get_all(header::CONTENT_ENCODING).iter();
+    let mut codings = codings.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    let Some(coding) = codings.find(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity")) else {
+        return Ok(());
+    };
+    let coding: String = String::from_utf8_lossy(coding).chars().take(40).collect();
+    let detail = format!("a body must be sent as it is, this one is in the coding {coding:?}");
+    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_encoding_unsupported", detail)
+        .with("field", "content-encoding")
+        .with_header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity")))
 }
 
 async fn authorize(app: &App, rule: &Rule, headers: &HeaderMap) -> Result<Principal, Problem> {

@@ -23,6 +23,7 @@ use crate::gate::{App, gate};
 
 pub(crate) use group::CLIENT_MAX_BYTES;
 pub(crate) use ingest::{CHUNK_MAX_BYTES, OPEN_MAX_BYTES};
+pub(crate) use name::check_path;
 pub(crate) use record::HEARTBEAT;
 pub(crate) use stream::PAGE_MAX;
 

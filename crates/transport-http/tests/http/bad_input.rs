@@ -276,3 +276,70 @@ fn capacity_is_refused_with_its_bound_and_when_to_come_back() {
         assert_eq!(world.post("/v1/query", &body).await.status(), 200);
     });
 }
+
+#[test]
+fn a_path_with_broken_percent_encoding_names_nothing() {
+    block_on(async {
+        let world = World::start();
+        for broken in ["%", "a%", "%2", "%zz", "%2g", "a%%41", "%ff", "%c3", "%c3%28", "%ed%a0%80"] {
+            for (method, path) in [
+                ("PUT", format!("/v1/streams/{broken}")),
+                ("GET", format!("/v1/streams/{broken}")),
+                ("GET", format!("/v1/streams/{broken}/records")),
+                ("POST", format!("/v1/streams/{broken}/records")),
+                ("PUT", format!("/v1/streams/s/groups/{broken}")),
+                ("POST", format!("/v1/streams/s/groups/g/members/{broken}/heartbeat")),
+                ("POST", format!("/v1/ingest/{broken}")),
+                ("PUT", format!("/ds/v1/stream/a/{broken}/b")),
+                ("DELETE", format!("/v1/query/{broken}")),
+            ] {
+                let answer = ask(world.address, method, &path, &[], b"").await;
+                assert_eq!((answer.status(), answer.code().as_str()), (400, "invalid_name"), "{method} {path}");
+            }
+        }
+        assert_eq!(world.get("/v1/streams").await.json()["streams"], json!([]), "nothing came of any of them");
+        // What is well encoded is one name, however it is written.
+        assert_eq!(world.put("/v1/streams/%25zz%2Fa", "{}").await.json()["name"], "%zz/a");
+        assert_eq!(world.get("/v1/streams/%25%7a%7A%2fa").await.status(), 200);
+    });
+}
+
+#[test]
+fn a_body_in_a_coding_that_is_not_read_is_refused_and_not_taken_for_what_it_is_not() {
+    block_on(async {
+        let world = World::start();
+        for path in ["/v1/streams/s", "/ds/v1/stream/d"] {
+            let answer = ask(world.address, "PUT", path, &[("content-type", "application/octet-stream")], b"").await;
+            assert_eq!(answer.status(), 201);
+        }
+        assert_eq!(world.put("/v1/streams/s/groups/g", "{}").await.status(), 201);
+        let routes = [
+            ("POST", "/v1/streams/s/records", r#"{"value":1}"#),
+            ("POST", "/v1/streams/s/groups/g/poll", "{}"),
+            ("PUT", "/v1/streams/s", "{}"),
+            ("POST", "/v1/ingest/s", "{\"open\":{}}\n"),
+            ("POST", "/ds/v1/stream/d", "some"),
+            ("POST", "/v1/query", r#"{"source":"main","sql":"x"}"#),
+            ("PATCH", "/v1/config", "{}"),
+        ];
+        for (method, path, body) in routes {
+            for coding in ["gzip", "GZIP", "identity, zstd", "br", "x"] {
+                let headers = [("content-encoding", coding), ("content-type", "application/octet-stream")];
+                let answer = ask(world.address, method, path, &headers, body.as_bytes()).await;
+                let told = (answer.status(), answer.code());
+                assert_eq!(told, (415, "content_encoding_unsupported".to_owned()), "{method} {path} {coding}");
+                assert_eq!(answer.header("accept-encoding"), Some("identity"));
+            }
+            for coding in ["identity", "Identity", ""] {
+                let headers = [("content-encoding", coding), ("content-type", "application/octet-stream")];
+                let answer = ask(world.address, method, path, &headers, body.as_bytes()).await;
+                assert!(answer.status() < 300, "{method} {path} {coding}: {answer:?}");
+            }
+        }
+        // Where no body is, nothing is in a coding.
+        for (method, path) in [("GET", "/v1/limits"), ("POST", "/v1/streams/s/groups/g/poll"), ("PUT", "/v1/streams/s")]
+        {
+            assert_eq!(ask(world.address, method, path, &[("content-encoding", "gzip")], b"").await.status(), 200);
+        }
+    });
+}

@@ -8,7 +8,7 @@ use tidegate_cdc::durable::{ForkSpec, WRITER_SEQ_MAX_BYTES};
 use tidegate_core::Timestamp;
 use tidegate_core::position::Offset;
 
-use super::super::name::named;
+use super::super::name::{is_encoded_text, named};
 use super::{
     STREAM_CLOSED, STREAM_EXPIRES_AT, STREAM_FORK_OFFSET, STREAM_FORK_SUB_OFFSET, STREAM_FORKED_FROM, STREAM_SEQ,
     STREAM_TTL,
@@ -203,7 +203,7 @@ fn source_name(text: &str) -> Option<String> {
     };
     let path = path.split(['?', '#']).next().unwrap_or_default();
     let path = path.strip_prefix("/ds").unwrap_or(path);
-    let name = path.strip_prefix("/v1/stream/").filter(|name| !name.is_empty())?;
+    let name = path.strip_prefix("/v1/stream/").filter(|name| !name.is_empty() && is_encoded_text(name))?;
     percent_decode_str(name).decode_utf8().ok().map(|name| name.into_owned())
 }
 
@@ -264,7 +264,7 @@ mod tests {
         for text in ["/v1/stream/a%2Fb", "/ds/v1/stream/a/b", "https://host:1/ds/v1/stream/a/b?x=1"] {
             assert_eq!(source_name(text).as_deref(), Some("a/b"), "{text}");
         }
-        for bad in ["", "a", "/v1/stream/", "/v1/streams/a", "https://host"] {
+        for bad in ["", "a", "/v1/stream/", "/v1/streams/a", "https://host", "/v1/stream/a%2", "/v1/stream/%ff"] {
             assert_eq!(source_name(bad), None, "{bad}");
         }
     }
