@@ -139,15 +139,17 @@ pub(super) fn commit(body: &[u8]) -> Result<(Option<MemberStamp>, BTreeMap<u32, 
     Ok((member(&object)?, positions(&object, object.required("positions")?)?))
 }
 
+/// Offsets by partition. A partition has one name: its number without a leading zero.
 fn positions<'a>(object: &Object<'a>, raw: &'a RawValue) -> Result<BTreeMap<u32, u64>, JsonError> {
     let mut positions = BTreeMap::new();
-    for (partition, offset) in object.entries_of(raw, "positions")? {
-        let shown: String = partition.chars().take(40).collect();
+    for (name, offset) in object.entries_of(raw, "positions")? {
+        let shown: String = name.chars().take(40).collect();
         let path = format!("positions.{shown}");
-        let Some(partition) = digits(&partition).and_then(|number| u32::try_from(number).ok()) else {
+        let number = digits(&name).filter(|_| name == "0" || !name.starts_with('0'));
+        let Some(partition) = number.and_then(|number| u32::try_from(number).ok()) else {
             return Err(JsonError::InvalidField {
                 path: path.into(),
-                expected: "named by a partition, 0 to 4294967295".into(),
+                expected: "named by a partition, 0 to 4294967295 without leading zeros".into(),
                 found: "another name",
             });
         };
@@ -259,12 +261,30 @@ mod tests {
             (r#"{"positions":{"0":"1"}}"#, "invalid_field"),
             (r#"{"positions":{"0":1.5}}"#, "invalid_field"),
             (r#"{"positions":{"0":1,"0":2}}"#, "duplicate_field"),
-            (r#"{"positions":{"0":1,"00":2}}"#, "duplicate_field"),
+            (r#"{"positions":{"0":1,"\u0030":2}}"#, "duplicate_field"),
+            (r#"{"positions":{"00":1}}"#, "invalid_field"),
+            (r#"{"positions":{"01":1}}"#, "invalid_field"),
+            (r#"{"positions":{"+1":1}}"#, "invalid_field"),
+            (r#"{"positions":{" 1":1}}"#, "invalid_field"),
+            (r#"{"positions":{"1 ":1}}"#, "invalid_field"),
+            (r#"{"positions":{"1.0":1}}"#, "invalid_field"),
+            (r#"{"positions":{"":1}}"#, "invalid_field"),
+            (r#"{"positions":{"\u0661":1}}"#, "invalid_field"),
             (r#"{"member":"m","positions":{}}"#, "missing_field"),
             (r#"{"generation":1,"positions":{}}"#, "missing_field"),
             (r#"{"member":1,"generation":1,"positions":{}}"#, "invalid_field"),
         ] {
             assert_eq!(read(body), Err(code), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_partition_has_one_name_and_another_is_refused_with_it() {
+        for body in [r#"{"positions":{"0":1,"01":2}}"#, r#"{"positions":{"01":2,"1":2}}"#] {
+            match commit(body.as_bytes()) {
+                Err(JsonError::InvalidField { path, .. }) => assert_eq!(&*path, "positions.01"),
+                other => panic!("{body}: {other:?}"),
+            }
         }
     }
 
