@@ -178,9 +178,15 @@ impl<'a> Object<'a> {
     }
 }
 
-/// An unsigned integer, digit by digit: `1.0` and `1e3` are refused.
+/// An unsigned integer of any size, digit by digit: `1.0` and `1e3` are refused.
 pub(crate) fn unsigned(raw: &RawValue, path: &str) -> Result<u64, JsonError> {
-    raw.get().parse().map_err(|_| invalid(path, "an integer from 0 to 18446744073709551615", raw))
+    unsigned_of(raw, path, 0, u64::MAX)
+}
+
+/// An unsigned integer where only those from `min` to `max` are of use, which is said of what is no integer. Whether an integer is
+/// within them is judged, with a code of its own, by whose bounds they are.
+pub(crate) fn unsigned_of(raw: &RawValue, path: &str, min: u64, max: u64) -> Result<u64, JsonError> {
+    raw.get().parse().map_err(|_| invalid(path, &format!("an integer from {min} to {max}"), raw))
 }
 
 /// The error that says what a field must be.
@@ -196,6 +202,7 @@ fn type_of(raw: &RawValue) -> &'static str {
         Some(b't' | b'f') => "a boolean",
         Some(b'n') => "null",
         _ if raw.get().contains(['.', 'e', 'E']) => "a number with a fraction or an exponent",
+        Some(b'-') => "a negative number",
         _ => "a number",
     }
 }

@@ -16,7 +16,7 @@ use super::json;
 use super::name::{Parts, name, named};
 use crate::body::read_whole;
 use crate::gate::{App, json_problem};
-use crate::json::{JsonError, Object, invalid, unsigned};
+use crate::json::{JsonError, Object, invalid, unsigned_of};
 use crate::parameter::Parameters;
 use crate::problem::Problem;
 
@@ -34,7 +34,7 @@ pub(super) async fn create(
     let streams = &app.services.streams;
     let settings = streams.settings().freeze();
     let body = read_whole(request.into_body(), &settings, app.services.clock.as_ref()).await?;
-    let spec = spec(&body).map_err(|error| json_problem(&error))?;
+    let spec = spec(&body, settings.limits_partition_max()).map_err(|error| json_problem(&error))?;
     let created = streams.create(&principal, &stream, &spec).await.map_err(|error| create_problem(&error))?;
     let description = streams.describe(&principal, &stream).await.map_err(|error| stream_problem(&error))?;
     let mut response = json(&document(&description));
@@ -112,14 +112,14 @@ async fn page_with_prefix(
     Ok((found, more))
 }
 
-fn spec(body: &[u8]) -> Result<StreamSpec, JsonError> {
+fn spec(body: &[u8], partition_max: u64) -> Result<StreamSpec, JsonError> {
     let mut spec = StreamSpec::default();
     if body.trim_ascii().is_empty() {
         return Ok(spec);
     }
     let object = Object::parse(body, &["partitions", "retention", "compaction", "late", "description"])?;
     if let Some(raw) = object.optional("partitions") {
-        let given = unsigned(raw, "partitions")?;
+        let given = unsigned_of(raw, "partitions", 1, partition_max)?;
         // What does not fit is beyond every bound, which the service names.
         spec.partitions = u32::try_from(given).unwrap_or(u32::MAX);
     }
@@ -147,7 +147,8 @@ fn spec(body: &[u8]) -> Result<StreamSpec, JsonError> {
 }
 
 fn retention(object: &Object<'_>) -> Result<Retention, JsonError> {
-    let bound = |field: &str, path: &str| object.given(field).map(|raw| unsigned(raw, path)).transpose();
+    let bound =
+        |field: &str, path: &str| object.given(field).map(|raw| unsigned_of(raw, path, 1, u64::MAX)).transpose();
     Ok(Retention {
         records: bound("records", "retention.records")?,
         age_ms: bound("age_ms", "retention.age_ms")?,
@@ -195,6 +196,10 @@ mod tests {
     use super::*;
     use tidegate_core::Failure as _;
 
+    fn spec(body: &[u8]) -> Result<StreamSpec, JsonError> {
+        super::spec(body, 1_024)
+    }
+
     #[test]
     fn a_body_says_what_a_stream_is_and_an_empty_one_what_all_are() {
         assert_eq!(spec(b" \n").unwrap(), StreamSpec::default());
@@ -228,6 +233,17 @@ mod tests {
             ("{", "malformed_json"),
         ] {
             assert_eq!(spec(body.as_bytes()).unwrap_err().code(), code, "{body}");
+        }
+    }
+    #[test]
+    fn what_is_no_integer_is_told_the_bounds_that_hold() {
+        for (body, bounds) in [
+            (r#"{"partitions":-1}"#, "an integer from 1 to 1024, it is a negative number"),
+            (r#"{"partitions":1e3}"#, "an integer from 1 to 1024, it is a number with a fraction or an exponent"),
+            (r#"{"retention":{"bytes":"1"}}"#, "an integer from 1 to 18446744073709551615, it is a string"),
+        ] {
+            let told = spec(body.as_bytes()).unwrap_err().to_string();
+            assert!(told.ends_with(bounds), "{body}: {told}");
         }
     }
 }

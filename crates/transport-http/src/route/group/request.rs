@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use http::StatusCode;
 use serde_json::value::RawValue;
 use tidegate_cdc::group::{
-    Extend, GroupMode, GroupSpec, GroupStart, MemberStamp, Nack, OnGap, PollRequest, SeekTo, Settle,
+    ACK_TIMEOUT_MS_MIN, DELIVERIES_MAX, Extend, GroupMode, GroupSpec, GroupStart, MemberStamp, Nack, OnGap,
+    PollRequest, SESSION_MS_MIN, SPAN_MS_MAX, SeekTo, Settle,
 };
 use tidegate_core::Timestamp;
 use tidegate_core::id::Name;
 use tidegate_core::limit::Settings;
 
 use crate::gate::json_problem;
-use crate::json::{JsonError, Object, invalid, unsigned};
+use crate::json::{JsonError, Object, invalid, unsigned, unsigned_of};
 use crate::parameter::{bounded, digits};
 use crate::problem::Problem;
 
@@ -68,14 +69,18 @@ fn read_spec(object: &Object<'_>) -> Result<GroupSpec, JsonError> {
             _ => return Err(invalid("on_gap", r#""report" or "stop""#, raw)),
         };
     }
-    for (field, slot) in [("session_ms", &mut spec.session_ms), ("ack_timeout_ms", &mut spec.ack_timeout_ms)] {
+    for (field, slot, min) in [
+        ("session_ms", &mut spec.session_ms, SESSION_MS_MIN),
+        ("ack_timeout_ms", &mut spec.ack_timeout_ms, ACK_TIMEOUT_MS_MIN),
+    ] {
         if let Some(raw) = object.optional(field) {
-            *slot = unsigned(raw, field)?;
+            *slot = unsigned_of(raw, field, min, SPAN_MS_MAX)?;
         }
     }
     if let Some(raw) = object.optional("max_deliveries") {
+        let given = unsigned_of(raw, "max_deliveries", 1, u64::from(DELIVERIES_MAX))?;
         // What does not fit is beyond the bound, which the service names.
-        spec.max_deliveries = u32::try_from(unsigned(raw, "max_deliveries")?).unwrap_or(u32::MAX);
+        spec.max_deliveries = u32::try_from(given).unwrap_or(u32::MAX);
     }
     Ok(spec)
 }
@@ -189,7 +194,9 @@ pub(super) fn settle(body: &[u8]) -> Result<Settle, JsonError> {
         for (place, item) in object.items_of(raw, "nack")?.into_iter().enumerate() {
             let path = format!("nack[{place}]");
             let item = object.child(item, &path, &["id", "delay_ms"])?;
-            let delay_ms = item.given("delay_ms").map_or(Ok(0), |raw| unsigned(raw, &format!("{path}.delay_ms")))?;
+            let delay_ms = item
+                .given("delay_ms")
+                .map_or(Ok(0), |raw| unsigned_of(raw, &format!("{path}.delay_ms"), 0, SPAN_MS_MAX))?;
             settle.nack.push(Nack { id: id_of(&item, &path)?, delay_ms });
         }
     }
@@ -197,7 +204,7 @@ pub(super) fn settle(body: &[u8]) -> Result<Settle, JsonError> {
         for (place, item) in object.items_of(raw, "extend")?.into_iter().enumerate() {
             let path = format!("extend[{place}]");
             let item = object.child(item, &path, &["id", "ms"])?;
-            let ms = unsigned(item.required("ms")?, &format!("{path}.ms"))?;
+            let ms = unsigned_of(item.required("ms")?, &format!("{path}.ms"), 1, SPAN_MS_MAX)?;
             settle.extend.push(Extend { id: id_of(&item, &path)?, ms });
         }
     }
@@ -242,6 +249,21 @@ mod tests {
             (r#"{"session":1}"#, "unknown_field"),
         ] {
             assert_eq!(spec(body.as_bytes()).unwrap_err().code(), code, "{body}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_integer_is_told_the_bounds_that_hold() {
+        let of_spec = |body: &str| spec(body.as_bytes()).unwrap_err().detail().to_owned();
+        let of_settle = |body: &str| settle(body.as_bytes()).unwrap_err().to_string();
+        for (told, bounds) in [
+            (of_spec(r#"{"session_ms":-1}"#), "an integer from 100 to 86400000, it is a negative number"),
+            (of_spec(r#"{"ack_timeout_ms":null}"#), "an integer from 10 to 86400000, it is null"),
+            (of_spec(r#"{"max_deliveries":"3"}"#), "an integer from 1 to 1000, it is a string"),
+            (of_settle(r#"{"nack":[{"id":"b","delay_ms":-1}]}"#), "from 0 to 86400000, it is a negative number"),
+            (of_settle(r#"{"extend":[{"id":"b","ms":true}]}"#), "from 1 to 86400000, it is a boolean"),
+        ] {
+            assert!(told.ends_with(bounds), "{told}");
         }
     }
 
