@@ -13,7 +13,7 @@ mod record;
 mod table;
 
 pub use self::csv::CsvOutput;
-pub use self::grid::grid;
+pub use self::grid::{grid, shortened};
 pub use self::ndjson::NdjsonOutput;
 pub use self::record::{RecordOutput, gap_line};
 pub use self::table::TableOutput;

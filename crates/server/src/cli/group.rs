@@ -17,7 +17,7 @@ pub use consume::ConsumeArgs;
 #[derive(Debug, Subcommand)]
 #[non_exhaustive]
 pub enum GroupCommand {
-    /// List a stream's groups.
+    /// List a stream's groups. Of a long name both ends are shown; --json has it whole.
     Ls {
         /// The stream.
         #[arg(value_parser = name)]

@@ -20,7 +20,7 @@ pub use tail::TailArgs;
 #[derive(Debug, Subcommand)]
 #[non_exhaustive]
 pub enum StreamCommand {
-    /// List the streams.
+    /// List the streams. Of a long name both ends are shown; --json has it whole.
     Ls,
     /// Create a stream. One that is there already and equal is no failure.
     Create(CreateArgs),

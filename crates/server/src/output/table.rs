@@ -98,8 +98,13 @@ const KEPT_CHARS: usize = 4 * WIDTH_MAX as usize;
 
 /// One line, in which nothing commands the terminal, of bounded length.
 pub(super) fn printable(text: &str) -> String {
+    escaped(text.chars().take(KEPT_CHARS))
+}
+
+/// Characters of one line, in which nothing commands the terminal.
+pub(super) fn escaped(text: impl Iterator<Item = char>) -> String {
     let mut shown = String::new();
-    for c in text.chars().take(KEPT_CHARS) {
+    for c in text {
         if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
     }
     shown

@@ -12,6 +12,7 @@ use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row, Table, TableState};
 
 use super::sample::{Sample, StreamRow};
 use crate::client::{ClientError, printable};
+use crate::output::shortened;
 
 /// What a key asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,7 +165,8 @@ impl View {
             let text = Text::from(format!("{name}{mark}"));
             Cell::from(if at == 0 { text } else { text.alignment(Alignment::Right) })
         });
-        let table = Table::new(rows.iter().map(stream_row), stream_widths())
+        let width = first_width(&stream_widths(), area);
+        let table = Table::new(rows.iter().map(|row| stream_row(row, width)), stream_widths())
             .header(Row::new(head).style(Style::new().add_modifier(Modifier::BOLD)))
             .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED))
             .block(Block::new().borders(Borders::TOP));
@@ -180,8 +182,16 @@ impl View {
             frame.render_widget(Paragraph::new(" no streams yet").block(Block::new().borders(Borders::TOP)), area);
             return;
         };
-        let title = format!(" groups of {} ", printable(&row.name));
+        let title = format!(" groups of {} ", name_in(&row.name, usize::from(area.width).saturating_sub(12)));
         let groups = row.groups.as_deref().unwrap_or_default();
+        let widths = [
+            Constraint::Fill(2),
+            Constraint::Length(8),
+            Constraint::Length(14),
+            Constraint::Length(11),
+            Constraint::Fill(4),
+        ];
+        let width = first_width(&widths, area);
         let right = |text: String| Cell::from(Text::from(text).alignment(Alignment::Right));
         let rows = groups.iter().map(|group| {
             let members: Vec<String> = group
@@ -193,7 +203,7 @@ impl View {
                 })
                 .collect();
             Row::new([
-                Cell::from(printable(&group.name)),
+                Cell::from(name_in(&group.name, width)),
                 Cell::from(printable(&group.mode)),
                 right(HumanCount(group.lag()).to_string()),
                 right(group.generation.to_string()),
@@ -207,13 +217,6 @@ impl View {
             right("generation".to_owned()),
             Cell::from(" members"),
         ]);
-        let widths = [
-            Constraint::Fill(2),
-            Constraint::Length(8),
-            Constraint::Length(14),
-            Constraint::Length(11),
-            Constraint::Fill(4),
-        ];
         let table = Table::new(rows, widths)
             .header(head.style(Style::new().add_modifier(Modifier::BOLD)))
             .block(Block::new().borders(Borders::TOP).title(title));
@@ -243,10 +246,21 @@ fn stream_widths() -> [Constraint; 6] {
     ]
 }
 
-fn stream_row(row: &StreamRow) -> Row<'static> {
+/// How wide the first of these columns of a table is.
+fn first_width(widths: &[Constraint], area: Rect) -> usize {
+    let columns = Layout::horizontal(widths).spacing(1).split(area);
+    columns.first().map_or(0, |column| usize::from(column.width))
+}
+
+/// A name in its column: both ends of a long one.
+fn name_in(name: &str, width: usize) -> String {
+    shortened(&printable(name), width).into_owned()
+}
+
+fn stream_row(row: &StreamRow, width: usize) -> Row<'static> {
     let right = |text: String| Cell::from(Text::from(text).alignment(Alignment::Right));
     Row::new([
-        Cell::from(printable(&row.name)),
+        Cell::from(name_in(&row.name, width)),
         right(row.partitions.to_string()),
         right(row.rate.map_or_else(|| "-".to_owned(), per_second)),
         right(HumanCount(row.appended).to_string()),
@@ -307,6 +321,21 @@ mod tests {
             assert!(text.contains(word), "{word}: {text}");
         }
         assert!(!text.contains('\u{1b}') && text.find("fa").unwrap() < text.find("slow").unwrap(), "{text}");
+    }
+
+    #[test]
+    fn a_long_name_keeps_both_ends_in_its_column() {
+        let mut view = View::new("http://h/".to_owned());
+        let name = format!("eu.{}.orders", "x".repeat(245));
+        let mut long = row(&name, 1.0, 1);
+        for group in long.groups.iter_mut().flatten() {
+            group.name = name.clone();
+        }
+        view.show(Sample { at: Instant::now(), streams: vec![long], more: false });
+        let text = screen(&mut view);
+        let shown: Vec<&str> = text.lines().filter(|line| line.contains('…')).collect();
+        assert_eq!(shown.len(), 3, "the stream, the title of its groups, and the group: {text}");
+        assert!(shown.iter().all(|line| line.contains("eu.x") && line.contains("x.orders")), "{text}");
     }
 
     #[test]
