@@ -87,3 +87,20 @@ fn who_is_refused_after_the_body_was_read_goes_on_with_the_same_connection() {
         }
     });
 }
+
+#[test]
+fn who_waits_to_be_told_to_go_on_is_told_by_the_route_that_reads() {
+    block_on(async {
+        let world = World::start();
+        assert_eq!(world.put("/v1/streams/s", "{}").await.status(), 201);
+        let mut connection = Connection::open(world.address).await;
+        for _ in 0..2 {
+            let framing = "content-length: 11\r\nexpect: 100-continue\r\n";
+            connection.send(begun("POST", "/v1/streams/s/records", framing)).await;
+            assert_eq!(connection.head().await.expect("to be told to go on").status, 100);
+            connection.send("{\"value\":1}").await;
+            let answer = connection.answer().await.unwrap();
+            assert_eq!((answer.status(), answer.header("connection")), (200, None));
+        }
+    });
+}
