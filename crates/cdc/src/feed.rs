@@ -126,6 +126,18 @@ impl Feeds {
         Arc::clone(self.by_selection.lock().entry(selection).or_default())
     }
 
+    /// Reads what is new into each feed at whose end somebody waits, so that who is woken finds it there: one read for all, and
+    /// no follower waits for another one's.
+    pub(crate) async fn fill(&self, handle: &StreamHandle) {
+        let feeds: Vec<_> = self.by_selection.lock().iter().map(|(of, feed)| (*of, Arc::clone(feed))).collect();
+        for (selection, feed) in &feeds {
+            feed.fill(handle, *selection).await;
+        }
+        drop(feeds);
+        // Whose last reader went meanwhile was held here.
+        self.sweep();
+    }
+
     /// Forgets the feeds that nobody holds.
     pub(crate) fn sweep(&self) {
         self.by_selection.lock().retain(|_, feed| Arc::strong_count(feed) > 1);
@@ -146,6 +158,10 @@ struct Ring {
     bytes: u64,
     /// Of all feeds together; kept so that a dropped ring gives back what it holds.
     total: Option<Arc<AtomicU64>>,
+    /// Somebody has been at the end since the last fill.
+    asked: bool,
+    /// The last fill found nothing more. What comes after it comes with the next fill, of which everybody is told.
+    quiet: bool,
 }
 
 impl Drop for Ring {
@@ -159,7 +175,7 @@ impl Ring {
         if let Some(total) = &self.total {
             total.fetch_sub(self.bytes, Ordering::Relaxed);
         }
-        self.bytes = 0;
+        (self.bytes, self.quiet) = (0, false);
         self.segments.clear();
     }
 
@@ -229,17 +245,32 @@ enum Found {
 pub(crate) const FEED_MAX_BYTES: u64 = 4 * 1024 * 1024;
 /// What is read for all at a time.
 const FILL: ReadBounds = ReadBounds { records: 4_096, bytes: 256 * 1024 };
+/// So many times in a row at most, before who waits is told.
+const FILLS_IN_A_ROW: usize = 4;
 
 impl Feed {
-    /// What comes after `positions`, shared where others are there too; `None` at the tail.
+    /// What comes after `positions`, shared where others are there too; `None` at the tail. `told`: the caller has looked before and
+    /// is told of what comes, so that at the end of what was read for all there is nothing for it to look for.
     pub(crate) async fn next(
         &self,
         handle: &StreamHandle,
         selection: Selection,
         positions: &[Offset],
         bounds: ReadBounds,
+        told: bool,
     ) -> Result<Option<Arc<Segment>>, ReadError> {
-        let found = self.segments.lock().find(positions);
+        let found = {
+            let mut ring = self.segments.lock();
+            let found = ring.find(positions);
+            if matches!(found, Found::Edge { .. }) {
+                ring.asked = true;
+            }
+            // Of a stream that is closed the last records may be there, and not yet have been told of.
+            if told && ring.quiet && matches!(found, Found::Edge { fresh: false }) && !handle.is_closed() {
+                return Ok(None);
+            }
+            found
+        };
         match found {
             Found::Whole(segment) => return Ok(Some(segment)),
             Found::Part(segment) => return Ok(Some(Arc::new(segment.part_after(positions, selection)))),
@@ -262,12 +293,43 @@ impl Feed {
         };
         let Some(read) = read_merged(handle, selection, positions, FILL).await? else { return Ok(None) };
         let read = Arc::new(read);
+        self.keep(handle, &read, fresh);
+        Ok(Some(read))
+    }
+
+    /// Reads what is new, if somebody waits for it where the newest segment ends.
+    async fn fill(&self, handle: &StreamHandle, selection: Selection) {
+        let _filling = self.filling.lock().await;
+        let end = |ring: &mut Ring| {
+            ring.quiet = false;
+            ring.segments.back().map(|last| last.end.clone())
+        };
+        let mut from = {
+            let mut ring = self.segments.lock();
+            let end = end(&mut ring);
+            end.filter(|_| std::mem::take(&mut ring.asked))
+        };
+        for _ in 0..FILLS_IN_A_ROW {
+            let Some(positions) = from else { return };
+            // Who waits meets an error for itself.
+            let Ok(read) = read_merged(handle, selection, &positions, FILL).await else { return };
+            let Some(read) = read else {
+                let mut ring = self.segments.lock();
+                // They wait on at this end.
+                ring.quiet = ring.segments.back().is_some_and(|last| last.end == positions);
+                return;
+            };
+            self.keep(handle, &Arc::new(read), false);
+            from = end(&mut self.segments.lock());
+        }
+    }
+
+    fn keep(&self, handle: &StreamHandle, segment: &Arc<Segment>, fresh: bool) {
         let limit = handle.core.settings.freeze().limits_tail_kept_max_bytes();
         let mut ring = self.segments.lock();
         if fresh {
             ring.clear();
         }
-        ring.push(Arc::clone(&read), &handle.core.kept, limit);
-        Ok(Some(read))
+        ring.push(Arc::clone(segment), &handle.core.kept, limit);
     }
 }

@@ -19,6 +19,8 @@ pub struct StreamReader {
     positions: Vec<Offset>,
     changed: Option<watch::Receiver<u64>>,
     feed: Option<Arc<Feed>>,
+    /// It has looked and then waited: from there on it is told of what comes.
+    told: bool,
     _slot: Option<Slot>,
 }
 
@@ -31,7 +33,7 @@ impl StreamReader {
         slot: Option<Slot>,
     ) -> Self {
         let feed = changed.is_some().then(|| handle.feeds.get(selection));
-        Self { handle, selection, positions, changed, feed, _slot: slot }
+        Self { handle, selection, positions, changed, feed, told: false, _slot: slot }
     }
 
     /// Where it is: the offset that it reads next, of each selected partition.
@@ -39,8 +41,8 @@ impl StreamReader {
         self.selection.partitions(self.handle.partitions()).zip(self.positions.iter().copied())
     }
 
-    /// What comes next, within `bounds` or what others share (256 KiB); `None` where nothing is there now. Dropping the future
-    /// loses nothing.
+    /// What comes next, within `bounds` or what others share (256 KiB); `None` where nothing is there now. Once a
+    /// reader has waited, what comes is there when [`changed`](Self::changed) says so. Dropping the future loses nothing.
     pub async fn next(&mut self, bounds: ReadBounds) -> Result<Option<Arc<Segment>>, ReadError> {
         if self.handle.is_removed() {
             return Err(self.handle.not_found().into());
@@ -53,7 +55,7 @@ impl StreamReader {
             changed.mark_unchanged();
         }
         let segment = match &self.feed {
-            Some(feed) => feed.next(&self.handle, self.selection, &self.positions, bounds).await?,
+            Some(feed) => feed.next(&self.handle, self.selection, &self.positions, bounds, self.told).await?,
             None => read_merged(&self.handle, self.selection, &self.positions, bounds).await?.map(Arc::new),
         };
         if let Some(segment) = &segment {
@@ -65,6 +67,7 @@ impl StreamReader {
     /// Waits until there may be more, or until the stream is removed (which the next read says). For ever where the reader was
     /// not opened to follow.
     pub async fn changed(&mut self) {
+        self.told = true;
         match &mut self.changed {
             Some(changed) => {
                 // The sender lives in the handle, which this holds.

@@ -176,7 +176,7 @@ impl Record {
     #[must_use]
     pub fn value(&self) -> Bytes {
         match &self.stored {
-            Stored::Change { value, .. } => value.clone(),
+            Stored::Change(change) => change.shared_value(),
             Stored::Raw(bytes) => {
                 let mut out = Vec::with_capacity(bytes.len() + 16);
                 write_raw(&mut out, bytes, self.raw_form);
@@ -185,12 +185,29 @@ impl Record {
         }
     }
 
+    /// The value of a change, as it lies in the log; `None` for a message of a byte stream.
+    #[must_use]
+    pub fn change_value(&self) -> Option<&[u8]> {
+        match &self.stored {
+            Stored::Change(change) => Some(change.value()),
+            Stored::Raw(_) => None,
+        }
+    }
+
+    /// Writes what [`value`](Self::value) gives.
+    pub(crate) fn write_value(&self, out: &mut Vec<u8>) {
+        match &self.stored {
+            Stored::Change(change) => out.put_slice(change.value()),
+            Stored::Raw(bytes) => write_raw(out, bytes, self.raw_form),
+        }
+    }
+
     /// The key as JSON text.
     #[must_use]
     pub fn key(&self) -> Option<Bytes> {
         match &self.stored {
-            Stored::Change { key, .. } if !key.is_empty() => Some(key.clone()),
-            _ => None,
+            Stored::Change(change) => Some(change.shared_key()).filter(|key| !key.is_empty()),
+            Stored::Raw(_) => None,
         }
     }
 
@@ -199,7 +216,7 @@ impl Record {
     pub fn raw(&self) -> Option<&Bytes> {
         match &self.stored {
             Stored::Raw(bytes) => Some(bytes),
-            Stored::Change { .. } => None,
+            Stored::Change(_) => None,
         }
     }
 
@@ -217,9 +234,9 @@ impl Record {
         out.put_slice(number.format(self.offset.0).as_bytes());
         out.put_u8(b',');
         let source: &[u8] = match &self.stored {
-            Stored::Change { text, source, .. } => {
-                out.put_slice(text);
-                source
+            Stored::Change(change) => {
+                out.put_slice(change.text());
+                change.source()
             }
             Stored::Raw(bytes) => {
                 out.put_slice(b"\"op\":\"message\",\"key\":null,\"value\":");

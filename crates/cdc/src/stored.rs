@@ -5,7 +5,7 @@
 //! key), the length of the text before the append time; then that text (`"op":...,"event_time":...`), then the source (JSON).
 //! A message of a byte stream: tag 2, then its bytes.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use crate::record::NewRecord;
 
@@ -17,18 +17,49 @@ const CHANGE_HEADER: usize = 1 + 5 * 4;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Stored {
     /// A change: JSON texts.
-    Change {
-        /// `"op":...,"key":...,"value":...,"before":...,"headers":...,"event_time":...`
-        text: Bytes,
-        /// The value within it.
-        value: Bytes,
-        /// The key within it; empty = none.
-        key: Bytes,
-        /// The source, or `null`.
-        source: Bytes,
-    },
+    Change(Change),
     /// A message of a byte stream.
     Raw(Bytes),
+}
+
+/// A change's texts: one piece of shared bytes and places in it. A reader of small records pays for each count of references.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// The text, then the source.
+    texts: Bytes,
+    text_len: u32,
+    /// Where the value is: its begin and its length. It lies within the text, as does the key.
+    value: (u32, u32),
+    key: (u32, u32),
+}
+
+impl Change {
+    /// `"op":...,"key":...,"value":...,"before":...,"headers":...,"event_time":...`
+    pub(crate) fn text(&self) -> &[u8] {
+        &self.texts[..self.text_len as usize]
+    }
+
+    /// The value within it.
+    pub(crate) fn value(&self) -> &[u8] {
+        let (at, len) = self.value;
+        &self.texts[at as usize..][..len as usize]
+    }
+
+    /// The same, shared.
+    pub(crate) fn shared_value(&self) -> Bytes {
+        self.texts.slice_ref(self.value())
+    }
+
+    /// The key within it, shared; empty = none.
+    pub(crate) fn shared_key(&self) -> Bytes {
+        let (at, len) = self.key;
+        self.texts.slice_ref(&self.texts[at as usize..][..len as usize])
+    }
+
+    /// The source, or `null`.
+    pub(crate) fn source(&self) -> &[u8] {
+        &self.texts[self.text_len as usize..]
+    }
 }
 
 /// The bytes are not a stored record.
@@ -90,27 +121,26 @@ pub(crate) fn raw(message: &[u8]) -> Bytes {
     out.freeze()
 }
 
-/// Takes stored bytes apart.
-pub(crate) fn open(bytes: &Bytes) -> Result<Stored, NotARecord> {
+/// Takes stored bytes apart; they stay one piece.
+pub(crate) fn open(mut bytes: Bytes) -> Result<Stored, NotARecord> {
     match bytes.first() {
-        Some(&TAG_RAW) => Ok(Stored::Raw(bytes.slice(1..))),
-        Some(&TAG_CHANGE) if bytes.len() >= CHANGE_HEADER => {
-            let mut index = [0_usize; 5];
-            for (number, slot) in index.iter_mut().zip(bytes[1..CHANGE_HEADER].chunks_exact(4)) {
-                *number = u32::from_le_bytes(slot.try_into().map_err(|_| NotARecord)?) as usize;
+        Some(&TAG_RAW) => {
+            bytes.advance(1);
+            Ok(Stored::Raw(bytes))
+        }
+        Some(&TAG_CHANGE) => {
+            let header: &[u8; CHANGE_HEADER] = bytes.first_chunk().ok_or(NotARecord)?;
+            let mut index = [0_u32; 5];
+            for (number, slot) in index.iter_mut().zip(header[1..].as_chunks().0) {
+                *number = u32::from_le_bytes(*slot);
             }
             let [value_at, value_len, key_at, key_len, text_len] = index;
-            let rest = bytes.slice(CHANGE_HEADER..);
-            let fits = |at: usize, len: usize| at.checked_add(len).is_some_and(|end| end <= text_len);
-            if text_len > rest.len() || !fits(value_at, value_len) || !fits(key_at, key_len) {
+            let fits = |at: u32, len: u32| at.checked_add(len).is_some_and(|end| end <= text_len);
+            if text_len as usize > bytes.len() - CHANGE_HEADER || !fits(value_at, value_len) || !fits(key_at, key_len) {
                 return Err(NotARecord);
             }
-            Ok(Stored::Change {
-                text: rest.slice(..text_len),
-                value: rest.slice(value_at..value_at + value_len),
-                key: rest.slice(key_at..key_at + key_len),
-                source: rest.slice(text_len..),
-            })
+            bytes.advance(CHANGE_HEADER);
+            Ok(Stored::Change(Change { texts: bytes, text_len, value: (value_at, value_len), key: (key_at, key_len) }))
         }
         _ => Err(NotARecord),
     }

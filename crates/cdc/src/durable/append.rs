@@ -1,8 +1,6 @@
 //! Appending and closing. What closes a stream is decided in the same atomic step as its last records, so nothing comes after
 //! them; a repetition is answered like the first time, before anything else is looked at.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use tidegate_core::id::Name;
 use tidegate_core::position::Offset;
@@ -11,7 +9,6 @@ use tidegate_core::principal::Principal;
 use super::content::same_type;
 use super::{DurableError, JSON, MessageKind};
 use crate::error::PublishError;
-use crate::handle::StreamHandle;
 use crate::producer::ProducerStamp;
 use crate::service::{Extra, StreamService};
 
@@ -86,11 +83,7 @@ impl StreamService {
             Some(range) if !published.duplicate => range.next,
             _ => handle.tail().await?,
         };
-        let closed = close && !published.duplicate || is_closed(&handle);
+        let closed = close && !published.duplicate || handle.is_closed();
         Ok(DurableAppended { next, duplicate: published.duplicate, producer_seq: published.producer_seq, closed })
     }
-}
-
-pub(super) fn is_closed(handle: &Arc<StreamHandle>) -> bool {
-    handle.meta().durable.as_ref().is_some_and(|durable| durable.closed)
 }

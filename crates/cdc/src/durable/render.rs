@@ -30,7 +30,7 @@ pub(crate) fn event(items: &[Item], kind: MessageKind) -> Bytes {
                 if place > 0 {
                     out.put_u8(b',');
                 }
-                out.put_slice(&record.value());
+                record.write_value(&mut out);
             }
             out.put_slice(b"]\n");
         }
@@ -54,7 +54,7 @@ fn whole(records: &[&Record]) -> Bytes {
     for record in records {
         match record.raw() {
             Some(raw) => all.put_slice(raw),
-            None => all.put_slice(&record.value()),
+            None => record.write_value(&mut all),
         }
     }
     all.into()

@@ -9,7 +9,6 @@ use tidegate_core::port::ReadBounds;
 use tidegate_core::position::{Gap, GapReason, Offset, Partition};
 use tidegate_core::principal::Principal;
 
-use super::append::is_closed;
 use super::{DurableError, JSON, MessageKind};
 use crate::error::{ReadError, StreamError};
 use crate::feed::Selection;
@@ -71,7 +70,7 @@ impl DurableStream {
     /// Whether it takes nothing more. Asked before the tail, it says of that tail whether it is the end.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        is_closed(&self.handle)
+        self.handle.is_closed()
     }
 
     /// Tells this stream from another one of the same name, before or after it.

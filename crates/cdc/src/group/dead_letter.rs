@@ -219,7 +219,7 @@ fn letter(record: &Record, count: u32, stream: &Name, group: &Name) -> Result<Ne
     let unreadable = |_| corrupt("a record is no JSON");
     let copy = |raw: &RawValue| Bytes::copy_from_slice(raw.get().as_bytes());
     let text = match &record.stored {
-        Stored::Change { text, .. } => [b"{", &text[..], b"}"].concat(),
+        Stored::Change(change) => [b"{", change.text(), b"}"].concat(),
         Stored::Raw(_) => b"{\"op\":\"message\",\"value\":null,\"headers\":{}}".to_vec(),
     };
     let change: ChangeText<'_> = serde_json::from_slice(&text).map_err(unreadable)?;
@@ -237,7 +237,7 @@ fn letter(record: &Record, count: u32, stream: &Name, group: &Name) -> Result<Ne
     let mut headers = change.headers;
     headers.extend(added.iter().map(|(name, value)| (name.clone(), &**value)));
     let source = match &record.stored {
-        Stored::Change { source, .. } => serde_json::from_slice::<Option<OriginText>>(source).map_err(unreadable)?,
+        Stored::Change(change) => serde_json::from_slice::<Option<OriginText>>(change.source()).map_err(unreadable)?,
         Stored::Raw(_) => None,
     };
     Ok(NewRecord {
@@ -245,7 +245,7 @@ fn letter(record: &Record, count: u32, stream: &Name, group: &Name) -> Result<Ne
         key: change.key.map(copy),
         // Of a message of a byte stream its JSON form.
         value: match &record.stored {
-            Stored::Change { .. } => copy(change.value),
+            Stored::Change(_) => copy(change.value),
             Stored::Raw(_) => record.value(),
         },
         before: change.before.map(copy),
