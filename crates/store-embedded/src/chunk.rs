@@ -8,8 +8,6 @@
 //! how many offsets are missing before it; then all keys, then all records' bytes. An append is one run; compaction joins
 //! chunks and leaves offsets out.
 
-use std::ops::Range;
-
 use bytes::Bytes;
 use tidegate_frame::envelope::{self, HEADER_BYTES, Kind};
 
@@ -44,21 +42,24 @@ pub(crate) struct Run {
     pub(crate) time_ms: i64,
 }
 
-/// A record's place in its chunk.
+/// A record's place in its chunk. Small: a chunk has up to some thousands, made anew each time that it is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Slot {
     pub(crate) offset: u64,
+    /// Where its bytes lie among all records' bytes.
+    at: u32,
+    len: u32,
+    /// Where its key lies among all keys.
+    key_at: u32,
+    /// Its key's length + 1; 0 = it has no key.
+    key: u32,
     pub(crate) tombstone: bool,
-    /// Where its bytes lie in the stored value.
-    pub(crate) bytes: Range<usize>,
-    /// Where its key lies.
-    pub(crate) key: Option<Range<usize>>,
 }
 
 impl Slot {
     /// The record's length.
     pub(crate) fn len(&self) -> u64 {
-        self.bytes.len() as u64
+        u64::from(self.len)
     }
 }
 
@@ -75,6 +76,9 @@ pub(crate) struct Chunk {
     pub(crate) bytes_ever: u64,
     pub(crate) runs: Vec<Run>,
     pub(crate) slots: Vec<Slot>,
+    /// Where the keys begin in the stored value, and where the records.
+    keys_at: usize,
+    data_at: usize,
 }
 
 impl Chunk {
@@ -99,45 +103,39 @@ impl Chunk {
         if at != end {
             return Err(Damage::Layout);
         }
-        let mut sizes = Vec::with_capacity(record_count);
-        let (mut keys_len, mut data_len, mut at) = (0_usize, 0_usize, base);
+        let mut slots = Vec::with_capacity(record_count);
+        let (mut keys_len, mut data_len, mut at) = (0_u32, 0_u32, base);
         for _ in 0..record_count {
             let tagged = reader.number()?;
-            let len = usize::try_from(tagged >> 1).map_err(|_| Damage::Layout)?;
+            let len = u32::try_from(tagged >> 1).map_err(|_| Damage::Layout)?;
             let key = if flags & KEYED == 0 { 0 } else { reader.number()? };
-            let key = usize::try_from(key).map_err(|_| Damage::Layout)?.checked_sub(1);
+            let key = u32::try_from(key).map_err(|_| Damage::Layout)?;
             let missing = if flags & SPARSE == 0 { 0 } else { reader.number()? };
             let offset = at.checked_add(missing).filter(|offset| *offset < end).ok_or(Damage::Layout)?;
             at = offset + 1;
-            keys_len = keys_len.checked_add(key.unwrap_or(0)).ok_or(Damage::Layout)?;
+            slots.push(Slot { offset, at: data_len, len, key_at: keys_len, key, tombstone: tagged & 1 == 1 });
+            keys_len = keys_len.checked_add(key.saturating_sub(1)).ok_or(Damage::Layout)?;
             data_len = data_len.checked_add(len).ok_or(Damage::Layout)?;
-            sizes.push((offset, len, key, tagged & 1 == 1));
         }
+        let (keys_len, data_len) = (keys_len as usize, data_len as usize);
         if keys_len.checked_add(data_len) != Some(reader.left.len()) {
             return Err(Damage::Layout);
         }
-        let mut key_at = HEADER_BYTES + payload.len() - reader.left.len();
-        let mut data_at = key_at + keys_len;
-        let slots = sizes.into_iter().map(|(offset, len, key, tombstone)| {
-            let key = key.map(|len| {
-                key_at += len;
-                key_at - len..key_at
-            });
-            data_at += len;
-            Slot { offset, tombstone, bytes: data_at - len..data_at, key }
-        });
-        let slots = slots.collect();
-        Ok(Self { base, end, bytes_before, bytes_ever, runs, slots, value })
+        let keys_at = HEADER_BYTES + payload.len() - reader.left.len();
+        Ok(Self { base, end, bytes_before, bytes_ever, runs, slots, keys_at, data_at: keys_at + keys_len, value })
     }
 
     /// A record's bytes: a part of the stored value, not a copy.
     pub(crate) fn bytes(&self, slot: &Slot) -> Bytes {
-        self.value.slice(slot.bytes.clone())
+        let at = self.data_at + slot.at as usize;
+        self.value.slice(at..at + slot.len as usize)
     }
 
     /// A record's key.
     pub(crate) fn key(&self, slot: &Slot) -> Option<Bytes> {
-        slot.key.clone().map(|key| self.value.slice(key))
+        let len = slot.key.checked_sub(1)? as usize;
+        let at = self.keys_at + slot.key_at as usize;
+        Some(self.value.slice(at..at + len))
     }
 
     /// The run in which an offset of this chunk lies.
@@ -149,6 +147,11 @@ impl Chunk {
     /// The time of the newest append in it.
     pub(crate) fn last_time_ms(&self) -> i64 {
         self.runs.last().map_or(i64::MIN, |run| run.time_ms)
+    }
+
+    /// The bytes of its records.
+    pub(crate) fn data_len(&self) -> u64 {
+        self.slots.last().map_or(0, |slot| u64::from(slot.at) + slot.len())
     }
 
     /// The size of the stored value.
@@ -247,7 +250,23 @@ struct Varints<'a> {
 }
 
 impl Varints<'_> {
+    #[inline]
     fn number(&mut self) -> Result<u64, Damage> {
+        // Most lengths take one byte or two.
+        match *self.left {
+            [byte, ref left @ ..] if byte < 0x80 => {
+                self.left = left;
+                Ok(u64::from(byte))
+            }
+            [low, high, ref left @ ..] if high < 0x80 => {
+                self.left = left;
+                Ok(u64::from(low & 0x7f) | u64::from(high) << 7)
+            }
+            _ => self.long_number(),
+        }
+    }
+
+    fn long_number(&mut self) -> Result<u64, Damage> {
         let mut number = 0_u64;
         for shift in (0..64).step_by(7) {
             let (byte, left) = self.left.split_first().ok_or(Damage::Layout)?;

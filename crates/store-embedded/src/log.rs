@@ -305,14 +305,17 @@ impl Reading {
 
     /// Takes what it wants of a chunk; `true` = it has enough.
     fn take(&mut self, chunk: &crate::chunk::Chunk, bounds: ReadBounds) -> bool {
-        let from = self.at;
-        for slot in chunk.slots.iter().skip_while(|slot| slot.offset < from) {
+        let first = chunk.slots.partition_point(|slot| slot.offset < self.at);
+        let mut run = chunk.run(self.at);
+        for slot in &chunk.slots[first..] {
             let full = self.records >= bounds.records || self.bytes.saturating_add(slot.len()) > bounds.bytes;
             self.skip(slot.offset, GapReason::Compaction);
             if self.records > 0 && full {
                 return true;
             }
-            let run = chunk.run(slot.offset);
+            if slot.offset >= run.end {
+                run = chunk.run(slot.offset);
+            }
             self.items.push(LogReadItem::Record {
                 offset: Offset(slot.offset),
                 commit: Commit(run.commit),
@@ -323,8 +326,10 @@ impl Reading {
             self.bytes += slot.len();
             self.at = slot.offset + 1;
         }
-        // A gap at the chunk's end may go on in the next one, so it is told by who reads on.
-        if self.records > 0 && (self.records >= bounds.records || self.bytes >= bounds.bytes) {
+        // A gap at the chunk's end may go on in the next one, so it is told by who reads on. Where what is left of the bound has
+        // no room for such a chunk again, the next one would be read and summed up for a part of it, and again by who reads on.
+        let left = bounds.bytes.saturating_sub(self.bytes);
+        if self.records > 0 && (self.records >= bounds.records || left < chunk.data_len().min(bounds.bytes / 4)) {
             return true;
         }
         self.skip(chunk.end, GapReason::Compaction);
