@@ -53,6 +53,14 @@ pub enum Kind {
     StreamUse = 11,
     /// The last sequence that a stream's writers gave.
     WriterSequence = 12,
+    /// What is known of an object.
+    Object = 13,
+    /// The bytes of a small object.
+    ObjectBody = 14,
+    /// A blob that is being written, or is to be deleted.
+    BlobIntent = 15,
+    /// A large object that is being uploaded in parts, one of its parts, or the secret of their ids.
+    Upload = 16,
 }
 
 impl Kind {
@@ -70,6 +78,10 @@ impl Kind {
         Self::Metadata,
         Self::StreamUse,
         Self::WriterSequence,
+        Self::Object,
+        Self::ObjectBody,
+        Self::BlobIntent,
+        Self::Upload,
     ];
 
     /// Its number in the envelope.

@@ -1,0 +1,190 @@
+//! Objects over a metadata store and a blob store. Every change of an object is one compare-and-swap; what a crash leaves half done
+//! stands in a durable record, from which [`ObjectService::recover`] and [`ObjectService::sweep`] finish it. It never answers a write
+//! before it is durable as asked, and never gives a byte that differs from what was written.
+
+mod commit;
+mod get;
+mod list;
+mod put;
+mod sweep;
+mod upload;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use object_store::ObjectStore;
+use tidegate_core::limit::Limit;
+use tidegate_core::port::{Durability, Entropy, MetaEntry, MetaStore, Revision};
+use tidegate_core::time::{Clock, Timestamp};
+
+use crate::error::StoreError;
+use crate::key;
+use crate::object::{Collection, METADATA_MAX_BYTES, ObjectKey, PATH_MAX_BYTES};
+use crate::operation::INSERT_MAX_BYTES;
+use crate::stored::{Head, Place};
+use crate::tier::Current;
+
+pub use get::{ByteRange, Get, Got, Object};
+pub use list::{LIST_MAX, ListRequest, Listing};
+pub use put::{Put, Written};
+pub use sweep::{SweepPlace, Swept};
+pub use upload::{NamedPart, PART_MAX_COUNT, PartWritten, UploadToken};
+
+/// The bounds of this module.
+pub const LIMITS: &[Limit] = &[
+    Limit {
+        name: "object_path_max_bytes",
+        value: PATH_MAX_BYTES as u64,
+        meaning: "An object's scopes, and its key; beyond it 400 invalid_name.",
+    },
+    Limit {
+        name: "object_metadata_max_bytes",
+        value: METADATA_MAX_BYTES as u64,
+        meaning: "An object's metadata, names and values together; beyond it 413 metadata_too_large.",
+    },
+    Limit {
+        name: "object_insert_max_bytes",
+        value: INSERT_MAX_BYTES as u64,
+        meaning: "An insert in a batch; beyond it the part fails with 413 object_too_large.",
+    },
+    Limit { name: "object_list_max", value: LIST_MAX as u64, meaning: "Objects of one page of a listing." },
+    Limit {
+        name: "object_part_max_count",
+        value: PART_MAX_COUNT as u64,
+        meaning: "Parts of one upload; beyond it 400 upload_part_number.",
+    },
+];
+
+/// Attempts of a change that others overtake.
+const ATTEMPTS_MAX: usize = 64;
+
+/// What the objects are built from.
+pub struct ObjectParts {
+    /// Heads, small bytes and what must not be forgotten.
+    pub meta: Arc<dyn MetaStore>,
+    /// Large bytes.
+    pub cold: Arc<dyn ObjectStore>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub entropy: Arc<dyn Entropy>,
+    /// By when a write is answered.
+    pub durability: Durability,
+    /// Bounds.
+    pub spec: ObjectSpec,
+}
+
+/// Bounds of the objects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ObjectSpec {
+    /// Objects up to this size lie in the metadata store; at most 8 MiB.
+    pub hot_max_bytes: u64,
+    /// The largest object, and the largest part of one.
+    pub object_max_bytes: u64,
+    /// How long the bytes of a replaced or deleted object are kept for those who are reading them.
+    pub grace: Duration,
+    /// How long one write may take.
+    pub write_max: Duration,
+    /// How long an upload in parts may take.
+    pub upload_max: Duration,
+    /// Uploads in parts that are open at one time.
+    pub upload_max_open: u64,
+}
+
+impl Default for ObjectSpec {
+    fn default() -> Self {
+        Self {
+            hot_max_bytes: 1_024 * 1_024,
+            object_max_bytes: 1 << 40,
+            grace: Duration::from_secs(60),
+            write_max: Duration::from_secs(24 * 3_600),
+            upload_max: Duration::from_secs(7 * 24 * 3_600),
+            upload_max_open: 10_000,
+        }
+    }
+}
+
+pub(crate) struct Core {
+    pub(crate) meta: Arc<dyn MetaStore>,
+    pub(crate) cold: Arc<dyn ObjectStore>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Arc<dyn Entropy>,
+    pub(crate) durability: Durability,
+    pub(crate) spec: ObjectSpec,
+    /// This life of the server: what others left half done is told from what this one is doing.
+    pub(crate) life: [u8; 16],
+}
+
+/// The objects. Cheap to clone.
+#[derive(Clone)]
+pub struct ObjectService {
+    pub(crate) core: Arc<Core>,
+}
+
+impl ObjectService {
+    /// Over these stores. Call [`recover`](Self::recover) before the first write where nobody else uses them, and
+    /// [`sweep`](Self::sweep) now and then.
+    pub fn new(parts: ObjectParts) -> Result<Self, StoreError> {
+        let ObjectParts { meta, cold, clock, entropy, durability, mut spec } = parts;
+        spec.hot_max_bytes = spec.hot_max_bytes.min(8 * 1_024 * 1_024);
+        let mut life = [0; 16];
+        entropy.fill(&mut life)?;
+        Ok(Self { core: Arc::new(Core { meta, cold, clock, entropy, durability, spec, life }) })
+    }
+
+    /// Its bounds.
+    #[must_use]
+    pub fn spec(&self) -> &ObjectSpec {
+        &self.core.spec
+    }
+}
+
+impl std::fmt::Debug for ObjectService {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ObjectService").field("spec", &self.core.spec).finish_non_exhaustive()
+    }
+}
+
+impl Core {
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.timestamp()
+    }
+
+    pub(crate) fn draw(&self) -> Result<[u8; 16], StoreError> {
+        let mut bits = [0; 16];
+        self.entropy.fill(&mut bits)?;
+        Ok(bits)
+    }
+
+    pub(crate) fn garbage_from_ms(&self) -> i64 {
+        let grace = i64::try_from(self.spec.grace.as_millis()).unwrap_or(i64::MAX);
+        self.now().unix_ms().saturating_add(grace)
+    }
+
+    /// What lies under a head's key.
+    pub(crate) async fn head(&self, key: &Bytes) -> Result<Option<(Head, Revision)>, StoreError> {
+        match self.meta.get(key).await? {
+            Some(MetaEntry { value: Some(value), revision, .. }) => Ok(Some((Head::open(&value)?, revision))),
+            _ => Ok(None),
+        }
+    }
+
+    /// The same with what a change must know.
+    pub(crate) async fn current(&self, head_key: &Bytes) -> Result<Current, StoreError> {
+        let head = self.head(head_key).await?;
+        let body = match &head {
+            Some((Head { place: Place::Hot, .. }, _)) => {
+                self.meta.get(&key::body_of(head_key)).await?.map(|entry| entry.revision)
+            }
+            _ => None,
+        };
+        Ok(Current { head, body })
+    }
+}
+
+/// An object's place in the metadata store.
+pub(crate) fn head_key(collection: &Collection, object: &ObjectKey) -> Bytes {
+    key::head(collection, object)
+}

@@ -1,0 +1,199 @@
+//! Reading. A reader that was overtaken by a write looks again and is given what is there now; it never gets a part of two writes, nor
+//! a "not found" for an object that was there all the time.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt as _, TryStreamExt as _};
+use tidegate_core::port::{CompareAndSwap, Durability, MetaEntry, Revision, Swap};
+
+use super::{Core, ObjectService, head_key};
+use crate::blob::{self, OpenError};
+use crate::error::{GetError, PreconditionFailed, StoreError};
+use crate::key;
+use crate::object::{Collection, ObjectInfo, ObjectKey};
+use crate::stored::{Head, Piece, Place, open_body};
+use crate::tier::Condition;
+
+/// Looks at an object that is replaced again and again.
+const LOOKS_MAX: usize = 16;
+
+/// A part of an object, as a reader asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ByteRange {
+    /// From a byte to the end.
+    From(u64),
+    /// From the first to the last byte, both included.
+    FromTo(u64, u64),
+    /// So many last bytes.
+    Last(u64),
+}
+
+impl ByteRange {
+    /// The bytes that it means in an object of this length; `None` = there are none (RFC 9110, section 14.1.2).
+    #[must_use]
+    pub fn within(self, length: u64) -> Option<Range<u64>> {
+        let range = match self {
+            Self::From(first) => first..length,
+            Self::FromTo(first, last) => first..last.saturating_add(1).min(length),
+            Self::Last(count) => length.saturating_sub(count)..length,
+        };
+        (range.start < range.end).then_some(range)
+    }
+}
+
+/// How an object is read.
+#[derive(Debug, Clone, Default)]
+pub struct Get {
+    /// Which part; `None` = all.
+    pub range: Option<ByteRange>,
+    /// What must be there; where `if_none_match` does not hold, the answer is [`Got::NotModified`].
+    pub condition: Condition,
+}
+
+/// What a reader is given.
+pub enum Got {
+    /// The object.
+    Object(Object),
+    /// The reader has it already.
+    NotModified(ObjectInfo),
+}
+
+/// An object, or a part of it.
+pub struct Object {
+    /// What is known of it.
+    pub info: ObjectInfo,
+    /// Which of its bytes follow.
+    pub range: Range<u64>,
+    /// The bytes, in pieces of at most a block. An error is the end.
+    pub body: BoxStream<'static, Result<Bytes, GetError>>,
+}
+
+impl ObjectService {
+    /// What is known of an object. It counts as a use.
+    pub async fn head(&self, collection: &Collection, key: &ObjectKey, condition: &Condition) -> Result<Got, GetError> {
+        let (head, _) = self.core.live(collection, key).await?;
+        let info = head.info(key.clone());
+        if !condition.matches(Some(head.version)) {
+            return Err(PreconditionFailed { current: Some(head.version) }.into());
+        }
+        if !condition.none_matches(Some(head.version)) {
+            return Ok(Got::NotModified(info));
+        }
+        Ok(Got::Object(Object { range: 0..info.length, info, body: stream::empty().boxed() }))
+    }
+
+    /// Reads an object, or a part of it. Memory: a block of 1 MiB, however large it is.
+    pub async fn get(&self, collection: &Collection, key: &ObjectKey, get: &Get) -> Result<Got, GetError> {
+        let mut before = None;
+        for _ in 0..LOOKS_MAX {
+            let (head, _) = self.core.live(collection, key).await?;
+            if !get.condition.matches(Some(head.version)) {
+                return Err(PreconditionFailed { current: Some(head.version) }.into());
+            }
+            let info = head.info(key.clone());
+            if !get.condition.none_matches(Some(head.version)) {
+                return Ok(Got::NotModified(info));
+            }
+            let range = match get.range {
+                None => 0..head.length,
+                Some(range) => range.within(head.length).ok_or(GetError::Range { length: head.length })?,
+            };
+            let body = match &head.place {
+                Place::Hot => self.core.small(collection, key, &head, range.clone()).await?,
+                Place::Cold(pieces) => self.core.large(pieces, range.clone()).await?,
+            };
+            match body {
+                Some(body) => return Ok(Got::Object(Object { info, range, body })),
+                // The same write twice, and its bytes are not there: nobody replaced it.
+                None if before == Some(head.version) => {
+                    let what = format!("object {:?} of version {} has no bytes", key.as_str(), head.version);
+                    return Err(StoreError::Corrupt { what: what.into() }.into());
+                }
+                None => before = Some(head.version),
+            }
+        }
+        Err(GetError::Replaced)
+    }
+}
+
+impl Core {
+    /// The head of an object that is there and has not expired; notes the use.
+    async fn live(&self, collection: &Collection, key: &ObjectKey) -> Result<(Head, Revision), GetError> {
+        let now = self.now();
+        let key_of_head = head_key(collection, key);
+        let found = self.head(&key_of_head).await?.filter(|(head, _)| !head.is_expired(now));
+        let (head, revision) = found.ok_or_else(|| GetError::NotFound { key: key.as_str().into() })?;
+        if head.renews(now) {
+            let used = Head { used_ms: now.unix_ms(), ..head.clone() };
+            let swap = CompareAndSwap { key: key_of_head, expected: Some(revision), swap: Swap::Put(used.seal()) };
+            // A mismatch: somebody else notes it, or writes. A failure is told to those who write.
+            if let Err(error) = self.meta.compare_and_swap(vec![swap], Durability::Os).await {
+                tracing::warn!(%error, "the use of an object was not noted");
+            }
+        }
+        Ok((head, revision))
+    }
+
+    /// A small object's bytes; `None` = they are of another write by now.
+    async fn small(
+        &self,
+        collection: &Collection,
+        key: &ObjectKey,
+        head: &Head,
+        range: Range<u64>,
+    ) -> Result<Option<BoxStream<'static, Result<Bytes, GetError>>>, GetError> {
+        let entry = self.meta.get(&key::body(collection, key)).await.map_err(StoreError::from)?;
+        let Some(MetaEntry { value: Some(sealed), .. }) = entry else { return Ok(None) };
+        let (version, payload) = open_body(&sealed)?;
+        if version != head.version {
+            return Ok(None);
+        }
+        let place = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+        let Some(_) = payload.get(place(range.start)..place(range.end)) else {
+            let what = format!("object {:?} is shorter than its head says", key.as_str());
+            return Err(StoreError::Corrupt { what: what.into() }.into());
+        };
+        let part = payload.slice(place(range.start)..place(range.end));
+        Ok(Some(stream::iter((!part.is_empty()).then_some(Ok(part))).boxed()))
+    }
+
+    /// A large object's bytes; `None` = the first blob is gone.
+    async fn large(
+        &self,
+        pieces: &[Piece],
+        range: Range<u64>,
+    ) -> Result<Option<BoxStream<'static, Result<Bytes, GetError>>>, GetError> {
+        let mut wanted = Vec::new();
+        let mut at = 0_u64;
+        for piece in pieces {
+            let end = at + piece.length;
+            let (from, to) = (range.start.max(at), range.end.min(end));
+            if from < to {
+                wanted.push((piece.clone(), from - at..to - at));
+            }
+            at = end;
+        }
+        let mut wanted = wanted.into_iter();
+        let Some((piece, part)) = wanted.next() else { return Ok(Some(stream::empty().boxed())) };
+        // Opened now, so that one that is gone is found before anything is answered.
+        let first = match blob::open(self.cold.as_ref(), piece, part).await {
+            Ok(first) => first,
+            Err(OpenError::Missing) => return Ok(None),
+            Err(OpenError::Store(error)) => return Err(error.into()),
+        };
+        let cold = std::sync::Arc::clone(&self.cold);
+        let others = stream::iter(wanted.map(Ok)).and_then(move |(piece, part)| {
+            let cold = std::sync::Arc::clone(&cold);
+            async move {
+                match blob::open(cold.as_ref(), piece, part).await {
+                    Ok(bytes) => Ok(bytes),
+                    Err(OpenError::Missing) => Err(GetError::Replaced),
+                    Err(OpenError::Store(error)) => Err(error.into()),
+                }
+            }
+        });
+        Ok(Some(first.chain(others.try_flatten()).boxed()))
+    }
+}

@@ -1,0 +1,246 @@
+//! Writing and deleting. A small object is one step. A large one: its intent, durable; its blob; then the step that lets the head refer
+//! to it and takes the intent away. Whoever loses a race is overtaken by the later one, and is right nevertheless.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
+use tidegate_core::port::{CompareAndSwap, Revision, Swap, SwapOutcome};
+use uuid::Builder;
+
+use super::commit::Committed;
+use super::{Core, ObjectService, head_key};
+use crate::blob::{self, Body, Gathered};
+use crate::error::{PutError, StoreError};
+use crate::key;
+use crate::object::{Collection, METADATA_MAX_BYTES, Metadata, ObjectInfo, ObjectKey, Version};
+use crate::stored::{BlobId, Head, Intent, Piece, Place};
+use crate::tier::{Condition, New};
+
+/// What is said of an object that is written.
+#[derive(Debug, Clone, Default)]
+pub struct Put {
+    /// What is kept of it.
+    pub metadata: Metadata,
+    /// What must be there, or not.
+    pub condition: Condition,
+    /// What the bytes must have.
+    pub sha256: Option<[u8; 32]>,
+}
+
+/// An object that was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Nothing was there before, or it had expired.
+    pub created: bool,
+    /// What is known of it.
+    pub info: ObjectInfo,
+}
+
+impl ObjectService {
+    /// A key that no other object has: a UUID of version 7, so keys sort by when they were made.
+    pub fn make_key(&self) -> Result<ObjectKey, StoreError> {
+        let mut random = [0; 10];
+        self.core.entropy.fill(&mut random)?;
+        let ms = u64::try_from(self.core.now().unix_ms()).unwrap_or(0);
+        let text = Builder::from_unix_timestamp_millis(ms, &random).into_uuid().to_string();
+        Ok(ObjectKey::new(&text).expect("a UUID is a key"))
+    }
+
+    /// Writes an object, durable when answered. Memory: up to `hot_max_bytes` and three parts of 8 MiB, however large it is.
+    /// Dropping the future gives the write up; what is left of it is cleared away.
+    pub async fn put(
+        &self,
+        collection: &Collection,
+        key: &ObjectKey,
+        put: Put,
+        body: Body<'_>,
+    ) -> Result<Written, PutError> {
+        check_metadata(&put.metadata)?;
+        let core = &self.core;
+        let limit_bytes = core.spec.object_max_bytes;
+        match blob::gather(body, core.spec.hot_max_bytes.min(limit_bytes)).await? {
+            Gathered::Whole(pieces) => self.put_small(collection, key, put, pieces).await,
+            Gathered::More(..) if core.spec.hot_max_bytes >= limit_bytes => Err(PutError::TooLarge { limit_bytes }),
+            Gathered::More(first, rest) => {
+                // A condition that does not hold already need not cost a blob; it is judged again at the end.
+                self.check_now(collection, key, &put.condition).await?;
+                let writing = Writing::begin(core).await?;
+                let piece =
+                    blob::write(core.cold.as_ref(), writing.blob, first, Some(rest), limit_bytes, put.sha256).await?;
+                let new = self.new_head(put.metadata, Place::Cold(vec![piece.clone()]), piece.length)?;
+                let key_of_head = head_key(collection, key);
+                let along = [writing.consume()];
+                match core.commit(&key_of_head, Some(&new), &put.condition, &along).await {
+                    Ok(Committed::Made(before)) => {
+                        writing.done();
+                        Ok(Written { created: before.is_none(), info: new.head.info(key.clone()) })
+                    }
+                    Ok(Committed::Fenced | Committed::Nothing) => {
+                        Err(PutError::TookTooLong { limit: core.spec.write_max })
+                    }
+                    Err(error) => {
+                        if matches!(&error, PutError::Store(StoreError::Indeterminate(_))) {
+                            // The blob may be referred to by now: only who finds its intent may delete it.
+                            writing.leave();
+                        }
+                        Err(error)
+                    }
+                }
+            }
+        }
+    }
+
+    async fn check_now(&self, collection: &Collection, key: &ObjectKey, condition: &Condition) -> Result<(), PutError> {
+        if *condition == Condition::default() {
+            return Ok(());
+        }
+        let now = self.core.now();
+        let head = self.core.head(&head_key(collection, key)).await?.map(|(head, _)| head);
+        let current = head.filter(|head| !head.is_expired(now)).map(|head| head.version);
+        if condition.matches(current) && condition.none_matches(current) {
+            Ok(())
+        } else {
+            Err(crate::error::PreconditionFailed { current }.into())
+        }
+    }
+
+    async fn put_small(
+        &self,
+        collection: &Collection,
+        key: &ObjectKey,
+        put: Put,
+        pieces: Vec<Bytes>,
+    ) -> Result<Written, PutError> {
+        if put.sha256.is_some_and(|wanted| wanted != blob::sha256_of(&pieces)) {
+            return Err(PutError::Checksum);
+        }
+        let payload = joined(pieces);
+        let mut new = self.new_head(put.metadata, Place::Hot, payload.len() as u64)?;
+        new.payload = Some(payload);
+        match self.core.commit(&head_key(collection, key), Some(&new), &put.condition, &[]).await? {
+            Committed::Made(before) => Ok(Written { created: before.is_none(), info: new.head.info(key.clone()) }),
+            Committed::Nothing | Committed::Fenced => Err(StoreError::Contended.into()),
+        }
+    }
+
+    pub(super) fn new_head(&self, metadata: Metadata, place: Place, length: u64) -> Result<New, StoreError> {
+        let now_ms = self.core.now().unix_ms();
+        let version = Version(self.core.draw()?);
+        let head = Head { version, place, length, created_ms: now_ms, used_ms: now_ms, metadata };
+        Ok(New { head, payload: None })
+    }
+
+    /// Deletes an object; `false` = there was none. Its bytes go after the grace, so that who reads them may end.
+    pub async fn delete(
+        &self,
+        collection: &Collection,
+        key: &ObjectKey,
+        condition: &Condition,
+    ) -> Result<bool, PutError> {
+        match self.core.commit(&head_key(collection, key), None, condition, &[]).await? {
+            Committed::Made(before) => Ok(before.is_some()),
+            Committed::Nothing | Committed::Fenced => Ok(false),
+        }
+    }
+}
+
+pub(super) fn check_metadata(metadata: &Metadata) -> Result<(), PutError> {
+    let bytes = metadata.bytes();
+    if bytes > METADATA_MAX_BYTES {
+        return Err(PutError::Metadata { bytes, limit_bytes: METADATA_MAX_BYTES });
+    }
+    Ok(())
+}
+
+fn joined(mut pieces: Vec<Bytes>) -> Bytes {
+    if pieces.len() <= 1 {
+        return pieces.pop().unwrap_or_default();
+    }
+    let mut whole = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
+    pieces.iter().for_each(|piece| whole.extend_from_slice(piece));
+    whole.freeze()
+}
+
+/// A blob that is being written: its intent is durable. Dropped, it is given up and cleared away.
+pub(super) struct Writing {
+    core: Arc<Core>,
+    pub(super) blob: BlobId,
+    intent: Revision,
+    over: bool,
+}
+
+impl Writing {
+    pub(super) async fn begin(core: &Arc<Core>) -> Result<Self, PutError> {
+        let blob = BlobId(core.draw()?);
+        let limit_ms = i64::try_from(core.spec.write_max.as_millis()).unwrap_or(i64::MAX);
+        let deadline_ms = core.now().unix_ms().saturating_add(limit_ms);
+        let swap = Swap::Put(Intent::Writing { by: core.life, deadline_ms }.seal());
+        let put = CompareAndSwap { key: key::intent(blob), expected: None, swap };
+        match core.meta.compare_and_swap(vec![put], core.durability).await.map_err(StoreError::from)? {
+            SwapOutcome::Swapped(revisions) => {
+                let intent = revisions.first().copied().unwrap_or(Revision(0));
+                Ok(Self { core: Arc::clone(core), blob, intent, over: false })
+            }
+            SwapOutcome::Mismatch { .. } => Err(StoreError::Contended.into()),
+        }
+    }
+
+    /// Takes the intent away, in the step that lets something refer to the blob.
+    pub(super) fn consume(&self) -> CompareAndSwap {
+        CompareAndSwap { key: key::intent(self.blob), expected: Some(self.intent), swap: Swap::Delete }
+    }
+
+    pub(super) fn done(mut self) {
+        self.over = true;
+    }
+
+    /// Leaves the intent to the sweep.
+    pub(super) fn leave(mut self) {
+        self.over = true;
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        // Without a runtime nobody can clear it away now: the intent stays, and with it the sweep's knowledge.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.over {
+            return;
+        }
+        let (core, blob, consume) = (Arc::clone(&self.core), self.blob, self.consume());
+        runtime.spawn(async move {
+            // The intent becomes garbage first: from then on nothing can begin to refer to the blob.
+            if let Err(error) = core.give_up(blob, consume).await {
+                tracing::debug!(%error, "a blob that was given up is left to the sweep");
+            }
+        });
+    }
+}
+
+impl Core {
+    async fn give_up(&self, blob: BlobId, consume: CompareAndSwap) -> Result<(), StoreError> {
+        let garbage = Swap::Put(Intent::Garbage { from_ms: self.now().unix_ms() }.seal());
+        let swap = CompareAndSwap { swap: garbage, ..consume };
+        let key = swap.key.clone();
+        let revision = match self.meta.compare_and_swap(vec![swap], self.durability).await? {
+            SwapOutcome::Swapped(revisions) => revisions.first().copied(),
+            SwapOutcome::Mismatch { .. } => return Ok(()),
+        };
+        blob::delete(self.cold.as_ref(), blob).await?;
+        let forget = CompareAndSwap { key, expected: revision, swap: Swap::Delete };
+        self.meta.compare_and_swap(vec![forget], self.durability).await?;
+        Ok(())
+    }
+}
+
+/// Writes one blob whole, for a part of an upload.
+pub(super) async fn write_piece(
+    core: &Core,
+    writing: &Writing,
+    body: Body<'_>,
+    sha256: Option<[u8; 32]>,
+) -> Result<Piece, PutError> {
+    let limit_bytes = core.spec.object_max_bytes;
+    blob::write(core.cold.as_ref(), writing.blob, Vec::new(), Some(body.boxed()), limit_bytes, sha256).await
+}
