@@ -71,6 +71,10 @@ const PIPELINE: [(Kind, f64); 3] = [(Kind::None, 0.6), (Kind::WriteError, 0.2), 
 /// The bounded runs of the pipeline, one a fault, each with a seed of its own that a failure names.
 pub(crate) fn pipeline() -> anyhow::Result<()> {
     for (fault, minutes) in PIPELINE {
+        // The pipeline skips nothing.
+        if let Some(missing) = fault::missing(fault) {
+            anyhow::bail!("crash --fault {fault:?} needs {missing}");
+        }
         run(&Arguments { minutes, seed: None, fault, keep: false, disk: None })?;
     }
     Ok(())
