@@ -17,6 +17,7 @@ mod auth;
 mod check;
 mod effective;
 mod layer;
+mod object;
 mod problem;
 mod read;
 mod source;
@@ -38,10 +39,26 @@ pub struct Config {
     pub sources: BTreeMap<Name, Source>,
     /// Who may call; `None` = everybody, as `anonymous`.
     pub auth: Option<TokenConfig>,
+    /// Where objects lie.
+    pub objects: Objects,
     /// Where the audit trail goes; a path outside of `data_dir` only where the configuration names one.
     pub audit_path: PathBuf,
     /// The `stream.*` and `limits.*` settings.
     pub settings: Settings,
+}
+
+/// Where objects lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Objects {
+    /// The directory of large ones, which nobody else may write to.
+    pub cold: PathBuf,
+    /// Objects up to this size lie in the metadata store: 0 to [`Objects::HOT_MAX_BYTES`].
+    pub hot_max_bytes: u64,
+}
+
+impl Objects {
+    /// The largest `hot_max_bytes`.
+    pub const HOT_MAX_BYTES: u64 = 8 * 1024 * 1024;
 }
 
 /// When a write counts as done.

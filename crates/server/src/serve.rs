@@ -6,10 +6,13 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde_json::Value;
+use tidegate_batch::service::SweepPlace;
+use tidegate_batch::{ObjectParts, ObjectService, ObjectSpec, StoreError, blob};
 use tidegate_cdc::{StreamParts, StreamService};
 use tidegate_core::limit::{Bound, Limit, Settings};
 use tidegate_core::port::{AuditSink, ChangeLog, Durability, MetaStore, QuerySource, SourceError};
@@ -63,6 +66,15 @@ pub enum StartError {
     /// The log cannot be opened.
     #[error("the log cannot be opened")]
     Store(#[from] tidegate_store_embedded::OpenError),
+    /// The large objects' directory cannot be used.
+    #[error("the objects' directory {} cannot be used", path.display())]
+    Objects {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
     /// A source cannot be opened.
     #[error("source {name:?} cannot be opened")]
     Source {
@@ -107,6 +119,8 @@ pub enum StartError {
 pub struct Server {
     http: HttpServer,
     streams: StreamService,
+    objects: ObjectService,
+    recovering: Arc<AtomicBool>,
     clock: Arc<dyn Clock>,
     store: EmbeddedStore,
     audit: Arc<AuditFile>,
@@ -130,11 +144,10 @@ impl Server {
             settings: Arc::clone(&settings),
             clock: Arc::clone(&clock),
             entropy: Arc::new(OsEntropy),
-            durability: match config.durability {
-                config::Durability::Fsync => Durability::Fsync,
-                config::Durability::Os => Durability::Os,
-            },
+            durability: durability(&config),
         });
+        let objects = open_objects(&config, &store, &clock)?;
+        let recovering = Arc::new(AtomicBool::new(true));
         let query = QueryService::new(QueryParts {
             sources,
             settings,
@@ -154,6 +167,8 @@ impl Server {
             query,
             groups: tidegate_cdc::group::GroupService::new(streams.clone()),
             streams: streams.clone(),
+            objects: objects.clone(),
+            recovering: Arc::clone(&recovering),
             auth: authenticator,
             config: Arc::new(Shown(config.entries())),
             metrics: Arc::new(move || metrics.render()),
@@ -161,7 +176,7 @@ impl Server {
             auditor,
             limits: limits(),
         };
-        Ok(Self { http: HttpServer::bind(http, services)?, streams, clock, store, audit })
+        Ok(Self { http: HttpServer::bind(http, services)?, streams, objects, recovering, clock, store, audit })
     }
 
     /// Where it listens.
@@ -172,9 +187,11 @@ impl Server {
 
     /// Serves until `shutdown`, then drains: see [`HttpServer::run`].
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let sweeper = tokio::spawn(sweep(self.streams, self.clock));
+        let sweeper = tokio::spawn(sweep(self.streams, Arc::clone(&self.clock)));
+        let object_sweeper = tokio::spawn(sweep_objects(self.objects, self.recovering, self.clock));
         self.http.run(shutdown).await;
         sweeper.abort();
+        object_sweeper.abort();
         // It writes what waits, which blocks.
         let store = self.store;
         if tokio::task::spawn_blocking(move || store.close()).await.is_err() {
@@ -202,6 +219,33 @@ async fn sweep(streams: StreamService, clock: Arc<dyn Clock>) {
                 None
             }
         };
+    }
+}
+
+/// Finishes what an earlier process left half done, until it is done; then removes what has expired and what nobody refers to any
+/// more, a bounded number a second, for ever.
+async fn sweep_objects(objects: ObjectService, recovering: Arc<AtomicBool>, clock: Arc<dyn Clock>) {
+    loop {
+        match objects.recover().await {
+            Ok(swept) => {
+                tracing::info!(
+                    given_up = swept.given_up,
+                    blobs = swept.blobs,
+                    "objects that were half written are cleared away"
+                );
+                break;
+            }
+            Err(error) => tracing::warn!(%error, "objects that were half written are not cleared away yet"),
+        }
+        clock.sleep_until(clock.now().after(SWEEP_INTERVAL)).await;
+    }
+    recovering.store(false, Ordering::Release);
+    let mut place = SweepPlace::default();
+    loop {
+        clock.sleep_until(clock.now().after(SWEEP_INTERVAL)).await;
+        if let Err(error) = objects.sweep(&mut place).await {
+            tracing::warn!(%error, "expired objects were not removed; it is tried again");
+        }
     }
 }
 
@@ -251,12 +295,37 @@ fn limits() -> Vec<Limit> {
         QUERY_LIMITS,
         tidegate_cdc::LIMITS,
         tidegate_cdc::group::LIMITS,
+        tidegate_batch::service::LIMITS,
         tidegate_store_embedded::LIMITS,
         tidegate_source_sqlite::LIMITS,
         tidegate_source_postgres::LIMITS,
         crate::audit::LIMITS,
     ]
     .concat()
+}
+
+fn durability(config: &Config) -> Durability {
+    match config.durability {
+        config::Durability::Fsync => Durability::Fsync,
+        config::Durability::Os => Durability::Os,
+    }
+}
+
+/// Small objects lie in the store, large ones in a directory of their own.
+fn open_objects(config: &Config, store: &EmbeddedStore, clock: &Arc<dyn Clock>) -> Result<ObjectService, StartError> {
+    let path = &config.objects.cold;
+    let refused = |source| StartError::Objects { path: path.clone(), source };
+    let mut spec = ObjectSpec::default();
+    spec.hot_max_bytes = config.objects.hot_max_bytes;
+    ObjectService::new(ObjectParts {
+        meta: Arc::new(store.clone()) as Arc<dyn MetaStore>,
+        cold: blob::local(path).map_err(refused)?,
+        clock: Arc::clone(clock),
+        entropy: Arc::new(OsEntropy),
+        durability: durability(config),
+        spec,
+    })
+    .map_err(refused)
 }
 
 /// Opens the sources. What a setting bounds they read from `settings` when a snapshot is opened, so that a change counts.

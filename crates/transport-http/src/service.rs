@@ -2,8 +2,10 @@
 //! by the transport itself.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use serde_json::Value;
+use tidegate_batch::ObjectService;
 use tidegate_cdc::StreamService;
 use tidegate_cdc::group::GroupService;
 use tidegate_core::Clock;
@@ -50,6 +52,10 @@ pub struct Services {
     pub streams: StreamService,
     /// Their consumer groups.
     pub groups: GroupService,
+    /// Objects in tiers.
+    pub objects: ObjectService,
+    /// What an earlier process left half done is being cleared away: until it is `false`, `GET /readyz` answers 503.
+    pub recovering: Arc<AtomicBool>,
     /// Who asks.
     pub auth: Authenticator,
     /// The configuration for `GET /v1/config`.

@@ -14,7 +14,8 @@ use tidegate_transport_http::TokenConfig;
 use super::layer::{FileLayer, PairLayer};
 use super::read::{Context, Node, Section};
 use super::{
-    Config, ConfigError, Durability, ENV_PREFIX, Inputs, Listen, ListenTls, Loaded, Problem, Source, auth, source,
+    Config, ConfigError, Durability, ENV_PREFIX, Inputs, Listen, ListenTls, Loaded, Problem, Source, auth, object,
+    source,
 };
 
 const DEFAULT_DATA_DIR: &str = "./tidegate-data";
@@ -80,7 +81,7 @@ fn read(root: &Section<'_>, context: &Context, insecure: bool) -> Option<Config>
         Some(node) => node.section().and_then(auth::read).map(Some),
         None => Some(None),
     };
-    objects(root);
+    let objects = object::read(root);
     let audit = audit(root);
     let settings = settings(root);
     for key in root.keys().filter(|key| !KEYS.contains(key)) {
@@ -91,6 +92,7 @@ fn read(root: &Section<'_>, context: &Context, insecure: bool) -> Option<Config>
     let data_dir = data_dir?;
     Some(Config {
         audit_path: audit?.unwrap_or_else(|| data_dir.join(DEFAULT_AUDIT)),
+        objects: objects?.under(&data_dir),
         data_dir,
         durability: durability?,
         listen: listen?,
@@ -207,23 +209,6 @@ fn sources(root: &Section<'_>) -> Option<BTreeMap<Name, Source>> {
         }
     }
     all.then_some(sources)
-}
-
-fn objects(root: &Section<'_>) {
-    let Some(node) = root.get("objects") else { return };
-    let Some(section) = node.section() else { return };
-    node.warn("objects are not in this version: the section has no effect");
-    if let Some(node) = section.get("cold")
-        && let Some(url) = node.line()
-        && !url.starts_with("file://")
-        && !url.starts_with("s3://")
-    {
-        node.refuse("must begin with file:// or s3://");
-    }
-    if let Some(node) = section.get("hot_max_bytes") {
-        let _ = node.integer();
-    }
-    section.finish();
 }
 
 fn audit(root: &Section<'_>) -> Option<Option<PathBuf>> {

@@ -30,6 +30,8 @@ impl Config {
         put("data_dir".into(), self.data_dir.display().to_string().into());
         put("durability".into(), self.durability.as_str().into());
         put("audit.path".into(), self.audit_path.display().to_string().into());
+        put("objects.cold".into(), self.objects.cold.display().to_string().into());
+        put("objects.hot_max_bytes".into(), self.objects.hot_max_bytes.into());
         put("listen.http".into(), self.listen.http.to_string().into());
         if let Some(tls) = &self.listen.tls {
             put("listen.tls.cert".into(), tls.cert.display().to_string().into());

@@ -5,7 +5,7 @@ use tidegate_core::port::{QuerySnapshot, Statement};
 use tidegate_testkit::{block_on, collect_sink};
 
 use super::*;
-use crate::config::{Durability, JournalMode, Listen};
+use crate::config::{Durability, JournalMode, Listen, Objects};
 
 fn config(sources: BTreeMap<Name, Source>) -> Config {
     Config {
@@ -14,6 +14,7 @@ fn config(sources: BTreeMap<Name, Source>) -> Config {
         listen: Listen { http: ([127, 0, 0, 1], 0).into(), tls: None },
         sources,
         auth: None,
+        objects: Objects { cold: PathBuf::new(), hot_max_bytes: 0 },
         audit_path: PathBuf::new(),
         settings: Settings::default(),
     }

@@ -1,6 +1,7 @@
 //! Health, readiness, metrics, version. They tell nothing of any caller's data.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -21,6 +22,11 @@ pub(super) async fn health() -> Response {
 pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Response, Problem> {
     if app.is_draining() {
         return Err(draining());
+    }
+    if app.services.recovering.load(Ordering::Acquire) {
+        let detail = "what an earlier process left half done is being cleared away";
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "recovering", detail)
+            .with_retry(Retry::After(Duration::from_secs(1))));
     }
     let storage = app.services.streams.ready().await.map_err(|error| {
         tracing::warn!(%error, "not ready");

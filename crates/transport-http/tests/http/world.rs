@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
+use tidegate_batch::{ObjectParts, ObjectService, ObjectSpec, blob};
 use tidegate_cdc::group::GroupService;
 use tidegate_cdc::{StreamParts, StreamService};
 use tidegate_core::Clock;
@@ -44,6 +47,8 @@ pub(crate) struct World {
     pub(crate) audit: MemoryAudit,
     pub(crate) settings: Arc<SettingsCell>,
     pub(crate) config: Arc<TestConfig>,
+    pub(crate) recovering: Arc<AtomicBool>,
+    cold: TempDir,
     in_flight: watch::Receiver<usize>,
     stop: Option<oneshot::Sender<()>>,
     running: JoinHandle<()>,
@@ -56,6 +61,7 @@ pub(crate) struct Setup {
     pub(crate) settings: Vec<(&'static str, u64)>,
     pub(crate) tls: Option<TlsConfig>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) objects: ObjectSpec,
 }
 
 impl Default for Setup {
@@ -66,6 +72,7 @@ impl Default for Setup {
             settings: Vec::new(),
             tls: None,
             clock: Arc::new(SystemClock::new()),
+            objects: ObjectSpec::default(),
         }
     }
 }
@@ -100,10 +107,23 @@ impl Setup {
             entropy: Arc::new(OsEntropy),
             durability: Durability::Fsync,
         });
+        let cold = tempfile::tempdir().unwrap();
+        let objects = ObjectService::new(ObjectParts {
+            meta: Arc::clone(&store) as Arc<dyn MetaStore>,
+            cold: blob::local(cold.path()).unwrap(),
+            clock: Arc::clone(&self.clock),
+            entropy: Arc::new(OsEntropy),
+            durability: Durability::Fsync,
+            spec: self.objects,
+        })
+        .unwrap();
+        let recovering = Arc::new(AtomicBool::new(false));
         let services = Services {
             query,
             groups: GroupService::new(streams.clone()),
             streams,
+            objects,
+            recovering: Arc::clone(&recovering),
             auth: Authenticator::new(self.auth, Arc::clone(&self.clock)).unwrap(),
             config: Arc::clone(&config) as Arc<dyn ConfigView>,
             metrics: Arc::new(|| "# TYPE tidegate_test counter\ntidegate_test 1\n".to_owned()),
@@ -119,7 +139,7 @@ impl Setup {
         let running = tokio::spawn(server.run(async move {
             let _ = stopped.await;
         }));
-        Ok(World { address, source, audit, settings, config, in_flight, stop: Some(stop), running })
+        Ok(World { address, source, audit, settings, config, recovering, cold, in_flight, stop: Some(stop), running })
     }
 }
 
@@ -154,6 +174,11 @@ impl World {
         let body = json!({"source": "main", "sql": sql}).to_string();
         connection.send(request("POST", "/v1/query", headers, body.as_bytes())).await;
         connection
+    }
+
+    /// Where large objects lie.
+    pub(crate) fn cold(&self) -> &Path {
+        self.cold.path()
     }
 
     /// Requests that are being served.
