@@ -68,6 +68,16 @@ impl Segment {
         self.ndjson.get_or_init(|| render::ndjson(&self.items)).clone()
     }
 
+    /// The same lines for who is alone in reading them: in several pieces where records are so large that their texts are better
+    /// shared with the log than copied.
+    #[must_use]
+    pub fn ndjson_pieces(&self) -> Vec<Bytes> {
+        if self.ndjson.get().is_none() && render::shares(&self.items) {
+            return render::ndjson_pieces(&self.items);
+        }
+        vec![self.ndjson()]
+    }
+
     /// Its server-sent events. Rendered once, shared after that.
     #[must_use]
     pub fn sse(&self) -> Bytes {

@@ -227,28 +227,48 @@ impl Record {
 
     /// The same where the caller has written the append time already: records of one append share it.
     pub(crate) fn write_json_at(&self, out: &mut Vec<u8>, append_time: &str, delivery: Option<&DeliveryStamp>) {
+        self.write_head(out);
+        self.write_text(out);
+        self.write_tail(out, append_time, delivery);
+    }
+
+    pub(crate) fn write_text(&self, out: &mut Vec<u8>) {
+        match &self.stored {
+            Stored::Change(change) => out.put_slice(change.text()),
+            Stored::Raw(bytes) => {
+                out.put_slice(b"\"op\":\"message\",\"key\":null,\"value\":");
+                write_raw(out, bytes, self.raw_form);
+                out.put_slice(b",\"before\":null,\"headers\":{},\"event_time\":null");
+            }
+        }
+    }
+
+    /// What stands in the log of the record's JSON object: it goes between the head and the tail. `None` where nothing does, or where
+    /// it has less than `min_bytes`.
+    pub(crate) fn shared_text(&self, min_bytes: usize) -> Option<Bytes> {
+        match &self.stored {
+            Stored::Change(change) if change.text().len() >= min_bytes => Some(change.shared_text()),
+            Stored::Change(_) | Stored::Raw(_) => None,
+        }
+    }
+
+    pub(crate) fn write_head(&self, out: &mut Vec<u8>) {
         let mut number = itoa::Buffer::new();
         out.put_slice(b"{\"partition\":");
         out.put_slice(number.format(self.partition.0).as_bytes());
         out.put_slice(b",\"offset\":");
         out.put_slice(number.format(self.offset.0).as_bytes());
         out.put_u8(b',');
-        let source: &[u8] = match &self.stored {
-            Stored::Change(change) => {
-                out.put_slice(change.text());
-                change.source()
-            }
-            Stored::Raw(bytes) => {
-                out.put_slice(b"\"op\":\"message\",\"key\":null,\"value\":");
-                write_raw(out, bytes, self.raw_form);
-                out.put_slice(b",\"before\":null,\"headers\":{},\"event_time\":null");
-                b"null"
-            }
-        };
+    }
+
+    pub(crate) fn write_tail(&self, out: &mut Vec<u8>, append_time: &str, delivery: Option<&DeliveryStamp>) {
         out.put_slice(b",\"append_time\":\"");
         out.put_slice(append_time.as_bytes());
         out.put_slice(b"\",\"source\":");
-        out.put_slice(source);
+        out.put_slice(match &self.stored {
+            Stored::Change(change) => change.source(),
+            Stored::Raw(_) => b"null",
+        });
         if let Some(delivery) = delivery {
             let _ = write!(
                 out,

@@ -5,27 +5,60 @@ use std::io::Write as _;
 use bytes::{BufMut, Bytes};
 use tidegate_core::Timestamp;
 
-use crate::record::{Item, write_gap};
+use crate::record::{Item, Record, write_gap};
+
+/// A record's text from this size on is not copied where lines go out in pieces.
+const SHARED_MIN_BYTES: usize = 8 * 1024;
+/// What lies between two such texts, mostly.
+const RUN_BYTES: usize = 256;
 
 /// Lines `{"record":{...}}` and `{"gap":{...}}`.
 #[must_use]
 pub fn ndjson(items: &[Item]) -> Bytes {
     let mut out = Vec::with_capacity(capacity(items));
+    lines(&mut out, items, |_, _| false);
+    out.into()
+}
+
+/// The same lines in pieces: large texts are shared with the log, what lies between them is copied.
+pub(crate) fn ndjson_pieces(items: &[Item]) -> Vec<Bytes> {
+    let mut pieces = Vec::new();
+    let mut rest = Vec::with_capacity(RUN_BYTES);
+    lines(&mut rest, items, |out, record| {
+        let Some(text) = record.shared_text(SHARED_MIN_BYTES) else { return false };
+        pieces.push(std::mem::replace(out, Vec::with_capacity(RUN_BYTES)).into());
+        pieces.push(text);
+        true
+    });
+    pieces.push(rest.into());
+    pieces
+}
+
+/// Whether [`ndjson_pieces`] would share anything.
+pub(crate) fn shares(items: &[Item]) -> bool {
+    items.iter().any(|item| matches!(item, Item::Record(record) if record.shared_text(SHARED_MIN_BYTES).is_some()))
+}
+
+/// Writes lines. `share` may take a record's text itself.
+fn lines(out: &mut Vec<u8>, items: &[Item], mut share: impl FnMut(&mut Vec<u8>, &Record) -> bool) {
     let mut time = AppendTime::default();
     for item in items {
         match item {
             Item::Record(record) => {
                 out.put_slice(b"{\"record\":");
-                record.write_json_at(&mut out, time.text(record.append_time), None);
+                record.write_head(out);
+                if !share(out, record) {
+                    record.write_text(out);
+                }
+                record.write_tail(out, time.text(record.append_time), None);
             }
             Item::Gap(gap) => {
                 out.put_slice(b"{\"gap\":");
-                write_gap(&mut out, gap);
+                write_gap(out, gap);
             }
         }
         out.put_slice(b"}\n");
     }
-    out.into()
 }
 
 /// Events `record` and `gap`. The id is `partition:offset`, of a gap that of its last missing record: after it one goes on.

@@ -39,6 +39,11 @@ impl Change {
         &self.texts[..self.text_len as usize]
     }
 
+    /// The same, shared.
+    pub(crate) fn shared_text(&self) -> Bytes {
+        self.texts.slice(..self.text_len as usize)
+    }
+
     /// The value within it.
     pub(crate) fn value(&self) -> &[u8] {
         let (at, len) = self.value;

@@ -39,6 +39,42 @@ fn an_append_wakes_whoever_follows_and_all_share_the_same_bytes() {
 }
 
 #[test]
+fn who_begins_to_follow_finds_what_was_acknowledged_however_many_wait_to_be_woken() {
+    block_on(async {
+        let world = World::new();
+        world.create("s", spec(1)).await;
+        let stream = name("s");
+        let follow = async |from| {
+            let read = world.streams.read(&world.ann, &stream, Selection::All, from, true).await;
+            read.unwrap()
+        };
+        let mut waiting = Vec::new();
+        // So many that a pause lies between two wake-ups.
+        for _ in 0..200 {
+            let mut reader = follow(ReadFrom::Latest).await;
+            waiting.push(tokio::spawn(async move {
+                let mut got = 0;
+                while got < 20 {
+                    match reader.next(BOUNDS).await.unwrap() {
+                        Some(segment) => got += segment.items().len(),
+                        None => reader.changed().await,
+                    }
+                }
+            }));
+        }
+        for n in 0..20_u64 {
+            world.publish("s", vec![message(n)]).await;
+            let offset = tidegate_core::position::Offset(n);
+            let mut late = follow(ReadFrom::Offset(offset)).await;
+            assert!(late.next(BOUNDS).await.unwrap().is_some(), "record {n} was acknowledged");
+        }
+        for reader in waiting {
+            within("every record", reader).await.unwrap();
+        }
+    });
+}
+
+#[test]
 fn a_reader_that_waits_is_told_when_its_stream_is_removed() {
     block_on(async {
         let world = World::new();

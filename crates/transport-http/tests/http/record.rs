@@ -118,6 +118,40 @@ fn a_long_read_goes_on_piece_by_piece() {
 }
 
 #[test]
+fn records_of_every_size_arrive_as_they_are_read_one_by_one() {
+    block_on(async {
+        let world = world_with_stream(1).await;
+        // Some are copied into the answer and some shared with the log; several parts of both.
+        let sizes = [10, 9_000, 200, 70_000, 70_000, 1, 300_000];
+        let values = (0..42).map(|n| json!({"n": n, "text": "x".repeat(sizes[n % sizes.len()])}));
+        append(&world, values).await;
+        let mut one_by_one = String::new();
+        for n in 0..42 {
+            let answer = world.get(&format!("/v1/streams/s/records?from={n}&limit=1")).await;
+            one_by_one += String::from_utf8(answer.body).unwrap().lines().next().unwrap();
+            one_by_one.push('\n');
+        }
+        let whole = world.get("/v1/streams/s/records?max_bytes=16777216").await;
+        assert!(whole.whole);
+        let end = "{\"next\":{\"partition\":0,\"offset\":42}}\n";
+        assert!(String::from_utf8(whole.body).unwrap() == one_by_one + end);
+    });
+}
+
+#[test]
+fn a_read_that_finds_nothing_is_encoded_like_any_other() {
+    block_on(async {
+        let world = world_with_stream(1).await;
+        let headers = [("accept-encoding", "gzip")];
+        let answer = ask(world.address, "GET", "/v1/streams/s/records", &headers, b"").await;
+        assert_eq!((answer.status(), answer.header("content-encoding")), (200, Some("gzip")));
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&answer.body[..]), &mut text).unwrap();
+        assert_eq!(text, "{\"next\":{\"partition\":0,\"offset\":0}}\n");
+    });
+}
+
+#[test]
 fn a_waiting_read_is_woken_by_the_append_and_by_nothing_else() {
     block_on(async {
         let mut world = world_with_stream(1).await;

@@ -6,12 +6,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use futures::future::BoxFuture;
 use http_body::Frame;
 use tidegate_cdc::durable::{DurableStream, MessageKind};
 use tidegate_cdc::{Item, ReadError};
 use tidegate_core::port::ReadBounds;
 use tidegate_core::position::Offset;
-use tokio::task::JoinHandle;
 
 /// What is read at a time.
 pub(super) const PART: ReadBounds = ReadBounds { records: 16_384, bytes: 1024 * 1024 };
@@ -29,14 +29,14 @@ pub(super) struct BrokenOff;
 pub(super) struct Writer {
     kind: MessageKind,
     pieces: VecDeque<Bytes>,
-    open: BytesMut,
+    open: Vec<u8>,
     /// A JSON array's first value has been written.
     begun: bool,
 }
 
 impl Writer {
     pub(super) fn new(kind: MessageKind) -> Self {
-        let mut open = BytesMut::new();
+        let mut open = Vec::new();
         if kind == MessageKind::Json {
             open.put_u8(b'[');
         }
@@ -45,6 +45,12 @@ impl Writer {
 
     /// Adds the records before `end`.
     pub(super) fn add(&mut self, items: &[Item], end: Offset) {
+        let size = |item: &Item| match item {
+            Item::Record(record) => usize::try_from(record.bytes()).unwrap_or(usize::MAX),
+            Item::Gap(_) => 0,
+        };
+        // About what is still to be copied, so that no piece is moved while it grows.
+        let mut left = items.iter().map(size).filter(|size| *size < SHARED_MIN_BYTES).sum();
         for item in items {
             let Item::Record(record) = item else { continue };
             if record.offset >= end {
@@ -53,26 +59,31 @@ impl Writer {
             if self.kind == MessageKind::Json && std::mem::replace(&mut self.begun, true) {
                 self.open.put_u8(b',');
             }
-            match record.raw() {
-                Some(raw) => self.bytes(raw),
-                None => self.bytes(&record.value()),
+            match (record.raw(), record.change_value()) {
+                (Some(raw), _) if raw.len() >= SHARED_MIN_BYTES => self.share(raw.clone()),
+                (None, Some(value)) if value.len() >= SHARED_MIN_BYTES => self.share(record.value()),
+                (Some(bytes), _) => self.copy(bytes, left),
+                (None, Some(bytes)) => self.copy(bytes, left),
+                (None, None) => {}
             }
+            left = left.saturating_sub(size(item));
         }
     }
 
-    fn bytes(&mut self, bytes: &Bytes) {
-        if bytes.len() < SHARED_MIN_BYTES {
-            if self.open.len() + bytes.len() > PIECE_BYTES {
-                self.cut();
-            }
-            if self.open.capacity() == 0 {
-                self.open.reserve(bytes.len().max(256));
-            }
-            self.open.put_slice(bytes);
-            return;
+    fn copy(&mut self, bytes: &[u8], left: usize) {
+        if self.open.len() + bytes.len() > PIECE_BYTES {
+            self.cut();
         }
+        if self.open.capacity() - self.open.len() < bytes.len() {
+            // A comma each, and the bracket.
+            let size = (left + left / 16 + 16).max(bytes.len()).min(PIECE_BYTES - self.open.len());
+            self.open.reserve_exact(size);
+        }
+        self.open.put_slice(bytes);
+    }
+
+    fn share(&mut self, mut rest: Bytes) {
         self.cut();
-        let mut rest = bytes.clone();
         while rest.len() > PIECE_BYTES {
             self.pieces.push_back(rest.split_to(PIECE_BYTES));
         }
@@ -81,7 +92,7 @@ impl Writer {
 
     fn cut(&mut self) {
         if !self.open.is_empty() {
-            self.pieces.push_back(self.open.split().freeze());
+            self.pieces.push_back(std::mem::take(&mut self.open).into());
         }
     }
 
@@ -112,22 +123,30 @@ pub(super) struct RangeBody {
     writer: Writer,
     at: Offset,
     end: Offset,
-    reading: Option<JoinHandle<Read>>,
+    reading: Option<BoxFuture<'static, Read>>,
+    /// What was read while what came before it was sent.
+    read: Option<Read>,
     ended: bool,
 }
 
 impl RangeBody {
     /// The rest of a read of which `writer` has what lies before `at`.
     pub(super) fn new(stream: DurableStream, writer: Writer, at: Offset, end: Offset) -> Self {
-        let mut body = Self { stream, writer, at, end, reading: None, ended: false };
-        body.read_on();
-        body
+        Self { stream, writer, at, end, reading: None, read: None, ended: false }
     }
 
-    fn read_on(&mut self) {
-        if self.at < self.end {
-            let (stream, at) = (self.stream.clone(), self.at);
-            self.reading = Some(tokio::spawn(async move { stream.read(at, PART).await }));
+    /// Sees that the next part is being read: another thread reads while this one sends.
+    fn read_on(&mut self, context: &mut Context<'_>) {
+        if self.read.is_some() || self.at >= self.end {
+            return;
+        }
+        let (stream, at) = (&self.stream, self.at);
+        let reading = self.reading.get_or_insert_with(|| {
+            let stream = stream.clone();
+            Box::pin(async move { stream.read(at, PART).await })
+        });
+        if let Poll::Ready(read) = reading.as_mut().poll(context) {
+            (self.reading, self.read) = (None, Some(read));
         }
     }
 
@@ -142,7 +161,8 @@ impl RangeBody {
         }
         self.writer.add(&items, self.end);
         self.at = next.min(self.end);
-        self.read_on();
+        // Small pieces of several parts are not held back for each other.
+        self.writer.cut();
         Ok(())
     }
 }
@@ -157,41 +177,29 @@ impl http_body::Body for RangeBody {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
         let body = self.get_mut();
         loop {
+            if !body.ended {
+                body.read_on(context);
+            }
             if let Some(piece) = body.writer.pieces.pop_front() {
                 return Poll::Ready(Some(Ok(Frame::data(piece))));
             }
             if body.ended {
                 return Poll::Ready(None);
             }
-            let Some(reading) = &mut body.reading else {
+            if body.at >= body.end {
                 body.ended = true;
                 body.writer.end();
                 continue;
-            };
-            let read = std::task::ready!(Pin::new(reading).poll(context));
-            body.reading = None;
-            let taken = match read {
-                Ok(read) => body.take(read),
-                Err(_) => Err(BrokenOff),
-            };
-            if let Err(error) = taken {
+            }
+            let Some(read) = body.read.take() else { return Poll::Pending };
+            if let Err(error) = body.take(read) {
                 body.ended = true;
                 return Poll::Ready(Some(Err(error.into())));
             }
-            // Small pieces of several parts are not held back for each other.
-            body.writer.cut();
         }
     }
 
     fn is_end_stream(&self) -> bool {
         self.ended && self.writer.pieces.is_empty()
-    }
-}
-
-impl Drop for RangeBody {
-    fn drop(&mut self) {
-        if let Some(reading) = &self.reading {
-            reading.abort();
-        }
     }
 }

@@ -1,12 +1,16 @@
 //! A bounded read of records as lines. What is read is handed on piece by piece as the client takes it; a long poll waits for
 //! something to be there, for the time to be over, or for the server to leave, and costs nothing when its client goes away.
 
+use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
 use bytes::{BufMut as _, Bytes, BytesMut};
+use futures::future::BoxFuture;
 use http::HeaderMap;
 use tidegate_cdc::{Item, ReadError, Segment, StreamReader, render};
 use tidegate_core::id::Name;
@@ -22,8 +26,10 @@ use crate::encoding::ContentCoding;
 use crate::gate::App;
 use crate::problem::Problem;
 
-/// What is read at a time: this much waits for a slow client.
-const PIECE: ReadBounds = ReadBounds { records: 10_000, bytes: 256 * 1024 };
+/// What is read at a time. Twice this much waits for a slow client: what is being sent, and what was read meanwhile.
+const PIECE: ReadBounds = ReadBounds { records: 10_000, bytes: 512 * 1024 };
+/// An answer whose first piece is smaller is likely a whole one, which is worth knowing before it begins.
+const BEGUN_BYTES: usize = 64 * 1024;
 
 pub(super) async fn answer(
     app: &Arc<App>,
@@ -45,23 +51,15 @@ pub(super) async fn answer(
         lines.records = 0;
     }
     let coding = ContentCoding::negotiate(headers);
-    let second = match &first {
-        Some(_) => lines.next().await.map_err(|error| read_problem(&error))?,
-        None => None,
+    let pieces = match first {
+        None => Pieces::whole(Vec::new(), &lines),
+        Some(first) => begin(first, lines).await.map_err(|error| read_problem(&error))?,
     };
-    let mut response = match (first, second) {
-        (Some(first), Some(second)) => Response::new(Body::new(PieceBody::new(pieces(first, second, lines), coding)?)),
-        (first, _) => {
-            let whole = with_end(first.unwrap_or_default(), &lines.end());
-            match coding {
-                ContentCoding::Identity => Response::new(Body::from(whole)),
-                coding => {
-                    let pieces = futures::stream::once(std::future::ready(Ok(whole)));
-                    Response::new(Body::new(PieceBody::new(pieces, coding)?))
-                }
-            }
-        }
+    let body = match pieces {
+        Pieces { given, reading: None, .. } if coding == ContentCoding::Identity => Body::from(joined(given)),
+        pieces => Body::new(PieceBody::new(pieces, coding)?),
     };
+    let mut response = Response::new(body);
     streaming_headers(response.headers_mut(), NDJSON);
     if let Some(coding) = coding.header() {
         response.headers_mut().insert(http::header::CONTENT_ENCODING, coding);
@@ -69,7 +67,7 @@ pub(super) async fn answer(
     Ok(response)
 }
 
-async fn wait(app: &App, lines: &mut Lines, limit: Duration) -> Result<Option<Bytes>, ReadError> {
+async fn wait(app: &App, lines: &mut Lines, limit: Duration) -> Result<Option<Vec<Bytes>>, ReadError> {
     let clock = &app.services.clock;
     let over = clock.sleep_until(clock.now().after(limit));
     let leaving = app.leaving.cancelled();
@@ -87,30 +85,83 @@ async fn wait(app: &App, lines: &mut Lines, limit: Duration) -> Result<Option<By
     }
 }
 
-/// The rest of a read, after its first two pieces; its last lines say where to read on, or why it broke off.
-fn pieces(
-    first: Bytes,
-    second: Bytes,
-    lines: Lines,
-) -> impl futures::Stream<Item = Result<Bytes, std::convert::Infallible>> + Send + 'static {
-    enum State {
-        First(Bytes, Bytes, Lines),
-        Next(Option<Bytes>, Lines),
-        Done,
+/// The pieces of a read that began with these. Where that is all, they are the whole.
+async fn begin(first: Vec<Bytes>, mut lines: Lines) -> Result<Pieces, ReadError> {
+    if lines.is_met() {
+        return Ok(Pieces::whole(first, &lines));
     }
-    futures::stream::unfold(State::First(first, second, lines), async |state| match state {
-        State::First(first, second, lines) => Some((Ok(first), State::Next(Some(second), lines))),
-        State::Next(Some(piece), lines) => Some((Ok(piece), State::Next(None, lines))),
-        State::Next(None, mut lines) => match lines.next().await {
-            Ok(Some(piece)) => Some((Ok(piece), State::Next(None, lines))),
-            Ok(None) => Some((Ok(with_end(Bytes::new(), &lines.end())), State::Done)),
-            Err(error) => {
-                let line = error_line(&error);
-                Some((Ok(with_end(line, &lines.end())), State::Done))
+    let mut given = VecDeque::from(first);
+    if given.iter().map(Bytes::len).sum::<usize>() < BEGUN_BYTES {
+        match lines.next().await? {
+            Some(second) => given.extend(second),
+            None => return Ok(Pieces::whole(given.into(), &lines)),
+        }
+    }
+    Ok(Pieces { given, reading: Some(Box::pin(read_on(lines))), read: None })
+}
+
+/// A read as it goes out. While one part is being sent the next one is being read, and no more than that is in memory; its last lines
+/// say where to read on, or why it broke off.
+struct Pieces {
+    given: VecDeque<Bytes>,
+    reading: Option<BoxFuture<'static, ReadOn>>,
+    /// What was read while what came before it was sent.
+    read: Option<ReadOn>,
+}
+
+type ReadOn = (Result<Option<Vec<Bytes>>, ReadError>, Lines);
+
+async fn read_on(mut lines: Lines) -> ReadOn {
+    (lines.next().await, lines)
+}
+
+impl Pieces {
+    /// An answer that is there.
+    fn whole(pieces: Vec<Bytes>, lines: &Lines) -> Self {
+        let mut given = VecDeque::from(pieces);
+        given.push_back(lines.end());
+        Self { given, reading: None, read: None }
+    }
+
+    /// Sees that the next part is being read: another thread reads while this one sends.
+    fn read_on(&mut self, context: &mut Context<'_>) {
+        if self.read.is_none()
+            && let Some(reading) = &mut self.reading
+            && let Poll::Ready(read) = reading.as_mut().poll(context)
+        {
+            (self.reading, self.read) = (None, Some(read));
+        }
+    }
+
+    fn take(&mut self, (read, lines): ReadOn) {
+        match read {
+            Ok(Some(pieces)) => {
+                self.given.extend(pieces);
+                self.reading = Some(Box::pin(read_on(lines)));
             }
-        },
-        State::Done => None,
-    })
+            Ok(None) => self.given.push_back(lines.end()),
+            Err(error) => self.given.extend([error_line(&error), lines.end()]),
+        }
+    }
+}
+
+impl futures::Stream for Pieces {
+    type Item = Result<Bytes, std::convert::Infallible>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let pieces = self.get_mut();
+        loop {
+            pieces.read_on(context);
+            if let Some(piece) = pieces.given.pop_front() {
+                return Poll::Ready(Some(Ok(piece)));
+            }
+            match pieces.read.take() {
+                Some(read) => pieces.take(read),
+                None if pieces.reading.is_some() => return Poll::Pending,
+                None => return Poll::Ready(None),
+            }
+        }
+    }
 }
 
 /// A read that goes on: what is left of its bounds, and where it is.
@@ -122,9 +173,13 @@ struct Lines {
 }
 
 impl Lines {
+    fn is_met(&self) -> bool {
+        self.records == 0 || self.bytes == 0
+    }
+
     /// The next lines; `None` where nothing is there or the bounds are met.
-    async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
-        if self.records == 0 || self.bytes == 0 {
+    async fn next(&mut self) -> Result<Option<Vec<Bytes>>, ReadError> {
+        if self.is_met() {
             return Ok(None);
         }
         let records = u32::try_from(self.records).unwrap_or(u32::MAX).min(PIECE.records);
@@ -134,12 +189,12 @@ impl Lines {
     }
 
     /// The part of a segment that the bounds leave room for: whole, it is shared with others who read it.
-    fn take(&mut self, segment: &Arc<Segment>) -> Bytes {
+    fn take(&mut self, segment: &Arc<Segment>) -> Vec<Bytes> {
         let items = segment.items();
         let mut taken = 0;
         for item in items {
             if let Item::Record(record) = item {
-                if self.records == 0 || self.bytes == 0 {
+                if self.is_met() {
                     break;
                 }
                 self.records -= 1;
@@ -155,11 +210,11 @@ impl Lines {
             }
         }
         if taken == items.len() {
-            return segment.ndjson();
+            return segment.ndjson_pieces();
         }
         // The reader is past what was left out: this was its last piece.
         (self.records, self.bytes) = (0, 0);
-        render::ndjson(&items[..taken])
+        vec![render::ndjson(&items[..taken])]
     }
 
     /// The last lines: where to read on.
@@ -177,13 +232,12 @@ impl Lines {
     }
 }
 
-fn with_end(piece: Bytes, end: &Bytes) -> Bytes {
-    if piece.is_empty() {
-        return end.clone();
+fn joined(mut pieces: VecDeque<Bytes>) -> Bytes {
+    if pieces.len() == 1 {
+        return pieces.pop_front().unwrap_or_default();
     }
-    let mut whole = BytesMut::with_capacity(piece.len() + end.len());
-    whole.put_slice(&piece);
-    whole.put_slice(end);
+    let mut whole = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
+    pieces.iter().for_each(|piece| whole.put_slice(piece));
     whole.freeze()
 }
 
