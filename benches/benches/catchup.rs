@@ -2,7 +2,8 @@
 //! same number of bytes out of memory by a bare hyper server in answers and pieces of the same size, read by the same client in the same
 //! run; with `TIDEGATE_BENCH_PEERS` beside the crate `durable-streams`. Rounds alternate, medians count.
 //!
-//! `TIDEGATE_BENCH_ROUNDS` (5) and `TIDEGATE_BENCH_BYTES` (1,000,000,000 of values) change the work.
+//! `TIDEGATE_BENCH_ROUNDS` (5), `TIDEGATE_BENCH_BYTES` (1,000,000,000 of values) and `TIDEGATE_BENCH_ONLY` (beginnings of names such as
+//! `v1/256`, parted by commas) change the work.
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
 use std::path::Path;
@@ -36,11 +37,14 @@ fn main() {
     memory::serve_if_asked();
     let folder = tempfile::tempdir().expect("a temporary folder");
     let bytes = number("TIDEGATE_BENCH_BYTES", 1_000_000_000);
+    let only = std::env::var("TIDEGATE_BENCH_ONLY").unwrap_or_default();
     let mut report = Report::new("catchup");
     for record_bytes in RECORD_BYTES {
         for wire in [Wire::Native, Wire::Durable, Wire::DurableBytes] {
             let name = format!("{}/{record_bytes}", name_of(wire));
-            runtime().block_on(measure(folder.path(), wire, record_bytes, bytes, &name, &mut report));
+            if only.is_empty() || only.split(',').any(|part| name.starts_with(part)) {
+                runtime().block_on(measure(folder.path(), wire, record_bytes, bytes, &name, &mut report));
+            }
         }
     }
     report.finish();
