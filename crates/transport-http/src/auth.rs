@@ -3,6 +3,7 @@
 
 mod key;
 mod key_file;
+mod presigned;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use tidegate_core::principal::Owner;
 use tidegate_core::{Clock, ErrorKind, Failure, Principal, Scope, ScopeSet, Timestamp};
 
 pub use key::{JwtAlgorithm, JwtKey, KeyMaterial};
+pub use presigned::{PRESIGNED_MAX_S, PRESIGNED_SKEW_S, PresignedError};
 
 use crate::problem::Problem;
 use key::{KeySet, VerifyError};
@@ -214,6 +216,21 @@ impl Authenticator {
     #[must_use]
     pub fn is_anonymous(&self) -> bool {
         matches!(*self.mode, Mode::Anonymous(_))
+    }
+
+    /// Who reads at a signed address: `path` and `query` as they were sent. Costs one signature check.
+    pub fn verify_presigned(
+        &self,
+        method: &http::Method,
+        path: &str,
+        query: &str,
+        now: Timestamp,
+    ) -> Result<Principal, PresignedError> {
+        match &*self.mode {
+            // Without keys there is nothing that could be signed.
+            Mode::Anonymous(_) => Err(PresignedError::Invalid),
+            Mode::Token(mode) => presigned::verify(&mode.keys, method, path, query, now),
+        }
     }
 
     /// Who sent these headers. Costs one SHA-256 over the token, and for a JWT one signature check.

@@ -190,7 +190,7 @@ pub(crate) struct BrokenOff;
 
 /// The most that is handed to a connection at a time. A frame with a huge row goes out in such pieces, and each that is
 /// asked for shows that the client still takes something.
-const PIECE_BYTES: usize = 72 * 1024;
+pub(crate) const PIECE_BYTES: usize = 72 * 1024;
 
 /// A query stream as an HTTP body. Each frame becomes one or more pieces of data as soon as it is there. Dropping it drops the
 /// stream, which tells the query service that the reader is gone.

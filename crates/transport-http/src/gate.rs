@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use futures::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use http_body::Body as _;
-use tidegate_core::{Failure as _, Principal};
+use tidegate_core::{Failure as _, Principal, Scope};
 use tidegate_lease::audit::AuditEvent;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -196,13 +196,20 @@ async fn admit(app: &App, route: &Route, request: &mut Request) -> Result<(), Pr
     };
     let principal = match rule.access {
         Access::Open => Principal::anonymous(),
-        Access::AnyToken | Access::Scope(_) => authorize(app, rule, request.headers()).await?,
+        Access::Object(_) if asks(rule, request, "signature") => signed(app, request)?,
+        Access::Object(_) if asks(rule, request, "upload") => {
+            authorize(app, Access::Scope(Scope::ObjectWrite), request.headers()).await?
+        }
+        Access::Object(scope) => authorize(app, Access::Scope(scope), request.headers()).await?,
+        access @ (Access::AnyToken | Access::Scope(_)) => authorize(app, access, request.headers()).await?,
     };
     if rule.new_work && app.is_draining() {
         return Err(draining());
     }
     check_path(request.uri().path())?;
-    check_coding(request)?;
+    if !rule.any_coding && has_body(request) {
+        check_coding_of(request.headers())?;
+    }
     if let (QueryString::Known(known), Some(query)) = (rule.query, request.uri().query())
         && !query.is_empty()
     {
@@ -213,13 +220,34 @@ async fn admit(app: &App, route: &Route, request: &mut Request) -> Result<(), Pr
     Ok(())
 }
 
+/// Whether a request's query string has a parameter. One that is not well-formed is refused later, to those who may ask.
+fn asks(rule: &Rule, request: &Request, name: &str) -> bool {
+    let (QueryString::Known(known), Some(query)) = (rule.query, request.uri().query()) else { return false };
+    Parameters::parse(query, known).is_ok_and(|parameters| parameters.get(name).is_some())
+}
+
+/// Who reads at a signed address.
+fn signed(app: &App, request: &Request) -> Result<Principal, Problem> {
+    let uri = request.uri();
+    let now = app.services.clock.timestamp();
+    let query = uri.query().unwrap_or_default();
+    app.services.auth.verify_presigned(request.method(), uri.path(), query, now).map_err(|error| {
+        metrics::counter!("tidegate_auth_refused_total", "code" => error.code()).increment(1);
+        app.services.auditor.emit(None, AuditEvent::AuthRefused { code: error.code() });
+        error.into()
+    })
+}
+
+fn has_body(request: &Request) -> bool {
+    matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH) && !request.body().is_end_stream()
+}
+
 /// Refuses a body in a coding: nothing here decodes, and compressed bytes would be taken for what they are not.
-fn check_coding(request: &Request) -> Result<(), Problem> {
-    let reads = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
-    if !reads || !request.headers().contains_key(header::CONTENT_ENCODING) || request.body().is_end_stream() {
+pub(crate) fn check_coding_of(headers: &HeaderMap) -> Result<(), Problem> {
+    if !headers.contains_key(header::CONTENT_ENCODING) {
         return Ok(());
     }
-    let codings = request.headers().get_all(header::CONTENT_ENCODING).iter();
+    let codings = headers.get_all(header::CONTENT_ENCODING).iter();
     let mut codings = codings.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
     let Some(coding) = codings.find(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity")) else {
         return Ok(());
@@ -231,9 +259,9 @@ fn check_coding(request: &Request) -> Result<(), Problem> {
         .with_header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity")))
 }
 
-async fn authorize(app: &App, rule: &Rule, headers: &HeaderMap) -> Result<Principal, Problem> {
+async fn authorize(app: &App, access: Access, headers: &HeaderMap) -> Result<Principal, Problem> {
     let known = app.services.auth.authenticate(headers).await;
-    let refused = match (known, rule.access) {
+    let refused = match (known, access) {
         (Ok(principal), Access::Scope(scope)) if !principal.scopes.contains(scope) => {
             (AuthError::ScopeMissing { scope }, Some(principal))
         }

@@ -5,6 +5,7 @@ pub(crate) mod durable;
 mod group;
 mod ingest;
 mod name;
+pub(crate) mod object;
 mod operation;
 mod query;
 mod record;
@@ -54,6 +55,11 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/streams/{stream}/groups/{group}/commit", post(group::delivery::commit))
         .route("/v1/streams/{stream}/groups/{group}/ack", post(group::delivery::settle))
         .route("/v1/streams/{stream}/groups/{group}/seek", post(group::seek))
+        .route(object::COLLECTION, get(object::list).post(object::create))
+        .route(
+            object::OBJECT,
+            get(object::read).head(object::show).put(object::put).post(object::post).delete(object::remove),
+        )
         .route("/v1/ingest/{stream}", post(ingest::ingest))
         .route("/v1/query", post(query::open))
         .route("/v1/query/resume", post(query::resume))

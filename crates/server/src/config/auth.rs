@@ -128,8 +128,9 @@ fn key(node: &Node<'_>, kids: &mut BTreeSet<String>) -> Option<JwtKey> {
         // Which of the two is right is not known: neither is reported as unknown.
         let _ = (section.get("secret"), section.get("public_key"));
     }
+    let tenant = section.get("tenant").map(|node| name(&node));
     section.finish();
-    Some(JwtKey { kid: kid?, alg: algorithm?, material: material? })
+    Some(JwtKey { kid: kid?, alg: algorithm?, material: material?, tenant: flat(tenant)? })
 }
 
 fn material(section: &Section<'_>, algorithm: JwtAlgorithm) -> Option<KeyMaterial> {
@@ -146,7 +147,7 @@ fn material(section: &Section<'_>, algorithm: JwtAlgorithm) -> Option<KeyMateria
         JwtAlgorithm::Hs256 => KeyMaterial::Secret(text.into_bytes()),
         JwtAlgorithm::EdDsa | JwtAlgorithm::Es256 | JwtAlgorithm::Rs256 => KeyMaterial::PublicPem(text),
     };
-    let key = JwtKey { kid: String::new(), alg: algorithm, material: material.clone() };
+    let key = JwtKey { kid: String::new(), alg: algorithm, material: material.clone(), tenant: None };
     match tried(TokenConfig { keys: vec![key], ..TokenConfig::default() }) {
         Ok(()) => Some(material),
         Err(AuthConfigError::Key { reason, .. }) => {

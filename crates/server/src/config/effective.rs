@@ -94,6 +94,9 @@ impl Config {
                 };
                 put(key("alg"), jwt.alg.as_str().into());
                 put(key(leaf), REDACTED.into());
+                if let Some(tenant) = &jwt.tenant {
+                    put(key("tenant"), tenant.as_str().into());
+                }
             }
         }
         entries

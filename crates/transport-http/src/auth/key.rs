@@ -4,6 +4,7 @@
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind, Validation};
 use serde::Deserialize;
+use tidegate_core::id::Name;
 
 use super::AuthConfigError;
 
@@ -67,6 +68,8 @@ pub struct JwtKey {
     pub alg: JwtAlgorithm,
     /// The key itself.
     pub material: KeyMaterial,
+    /// With it the key is that tenant's: its tokens are good for no other, and an Ed25519 key may sign addresses of objects too.
+    pub tenant: Option<Name>,
 }
 
 /// What a signature is checked with.
@@ -131,6 +134,7 @@ struct VerifyKey {
     kid: Box<str>,
     alg: Algorithm,
     key: DecodingKey,
+    tenant: Option<Name>,
 }
 
 /// Keys by `kid`.
@@ -143,7 +147,7 @@ impl KeySet {
     pub(super) fn from_config(config: &[JwtKey]) -> Result<Self, AuthConfigError> {
         let mut set = Self::default();
         for key in config {
-            set.add(&key.kid, key.alg, decoding_key(key.alg, &key.material))?;
+            set.add(&key.kid, key.alg, decoding_key(key.alg, &key.material), key.tenant.clone())?;
         }
         Ok(set)
     }
@@ -158,7 +162,7 @@ impl KeySet {
                 continue;
             };
             let key = DecodingKey::from_jwk(jwk).map_err(|_| "its fields are not valid base64url");
-            set.add(kid, alg, key.and_then(|key| checked(alg, key))).map_err(|error| error.to_string())?;
+            set.add(kid, alg, key.and_then(|key| checked(alg, key)), None).map_err(|error| error.to_string())?;
         }
         if set.keys.is_empty() {
             return Err("it has no key that could be used".into());
@@ -171,12 +175,13 @@ impl KeySet {
         kid: &str,
         alg: JwtAlgorithm,
         key: Result<DecodingKey, &'static str>,
+        tenant: Option<Name>,
     ) -> Result<(), AuthConfigError> {
         let key = key.map_err(|reason| AuthConfigError::Key { kid: kid.into(), alg: alg.as_str(), reason })?;
         if self.keys.iter().any(|known| &*known.kid == kid) {
             return Err(AuthConfigError::DuplicateKey { kid: kid.into() });
         }
-        self.keys.push(VerifyKey { kid: kid.into(), alg: alg.library(), key });
+        self.keys.push(VerifyKey { kid: kid.into(), alg: alg.library(), key, tenant });
         Ok(())
     }
 
@@ -196,9 +201,21 @@ impl KeySet {
         validation.required_spec_claims.clear();
         validation.validate_exp = false;
         validation.validate_aud = false;
-        jsonwebtoken::decode::<Claims>(token, &key.key, &validation)
-            .map(|verified| verified.claims)
-            .map_err(|_| VerifyError::Refused)
+        let verified =
+            jsonwebtoken::decode::<Claims>(token, &key.key, &validation).map_err(|_| VerifyError::Refused)?;
+        let claims = verified.claims;
+        if key.tenant.as_ref().is_some_and(|tenant| tenant.as_str() != claims.tenant) {
+            return Err(VerifyError::Refused);
+        }
+        Ok(claims)
+    }
+
+    /// The tenant whose Ed25519 key made this signature (base64url without padding).
+    pub(super) fn signed_by(&self, kid: &str, message: &[u8], signature: &str) -> Option<&Name> {
+        let key = self.keys.iter().find(|key| &*key.kid == kid && key.alg == Algorithm::EdDSA)?;
+        let tenant = key.tenant.as_ref()?;
+        let good = jsonwebtoken::crypto::verify(signature, message, &key.key, Algorithm::EdDSA);
+        good.unwrap_or_default().then_some(tenant)
     }
 
     /// A token without a `kid` is checked with the one key of its algorithm, if there is exactly one.
@@ -278,7 +295,12 @@ mod tests {
     use super::*;
 
     fn secret(kid: &str, bytes: usize) -> JwtKey {
-        JwtKey { kid: kid.into(), alg: JwtAlgorithm::Hs256, material: KeyMaterial::Secret(vec![7; bytes]) }
+        JwtKey {
+            kid: kid.into(),
+            alg: JwtAlgorithm::Hs256,
+            material: KeyMaterial::Secret(vec![7; bytes]),
+            tenant: None,
+        }
     }
 
     #[test]
@@ -295,7 +317,7 @@ mod tests {
                 KeyMaterial::PublicPem(String::new()),
                 KeyMaterial::PublicPem("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n".into()),
             ] {
-                let key = JwtKey { kid: "k".into(), alg, material };
+                let key = JwtKey { kid: "k".into(), alg, material, tenant: None };
                 assert!(KeySet::from_config(&[key]).is_err(), "{}", alg.as_str());
             }
         }

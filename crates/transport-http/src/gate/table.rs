@@ -11,6 +11,9 @@ pub(crate) enum Access {
     AnyToken,
     /// Whose token carries the scope.
     Scope(Scope),
+    /// The same for an object; what is about an upload in parts needs the right to write, whatever the method, and who reads at a
+    /// signed address needs no token.
+    Object(Scope),
 }
 
 /// What the query string of a request may say.
@@ -31,6 +34,8 @@ pub(crate) struct Rule {
     /// Whether it begins work that a server on its way out must not begin.
     pub(crate) new_work: bool,
     pub(crate) query: QueryString,
+    /// The body is kept as it came, with its coding: nobody needs to decode it.
+    pub(crate) any_coding: bool,
 }
 
 /// A route as the gate sees it.
@@ -56,7 +61,7 @@ impl Route {
 }
 
 const fn rule(method: &'static str, access: Access) -> Rule {
-    Rule { method, access, new_work: false, query: QueryString::Known(&[]) }
+    Rule { method, access, new_work: false, query: QueryString::Known(&[]), any_coding: false }
 }
 
 const fn scoped(method: &'static str, scope: Scope) -> Rule {
@@ -71,6 +76,11 @@ impl Rule {
 
     const fn query(mut self, known: &'static [&'static str]) -> Self {
         self.query = QueryString::Known(known);
+        self
+    }
+
+    const fn any_coding(mut self) -> Self {
+        self.any_coding = true;
         self
     }
 
@@ -140,6 +150,30 @@ pub(crate) const ROUTES: &[Route] = &[
     ),
     route("/v1/streams", GET, &[scoped("GET", Scope::StreamRead).query(&["after", "limit", "prefix"])]),
     route("/v1/ingest/{stream}", POST, &[scoped("POST", Scope::StreamWrite).new_work()]),
+    route(
+        crate::route::object::OBJECT,
+        "GET, HEAD, PUT, POST, DELETE, OPTIONS",
+        &[
+            rule("GET", Access::Object(Scope::ObjectRead)).new_work().query(&[
+                "upload",
+                "expires",
+                "key_id",
+                "signature",
+            ]),
+            rule("PUT", Access::Object(Scope::ObjectWrite)).new_work().query(&["upload", "part"]).any_coding(),
+            rule("POST", Access::Object(Scope::ObjectWrite)).new_work().query(&["uploads", "upload"]).any_coding(),
+            rule("DELETE", Access::Object(Scope::ObjectDelete)).new_work().query(&["upload"]),
+        ],
+    )
+    .hot(),
+    route(
+        crate::route::object::COLLECTION,
+        "GET, HEAD, POST, OPTIONS",
+        &[
+            scoped("GET", Scope::ObjectRead).new_work().query(&["prefix", "after", "limit"]),
+            scoped("POST", Scope::ObjectWrite).new_work().any_coding(),
+        ],
+    ),
     Route {
         template: crate::route::durable::TEMPLATE,
         allow: "GET, HEAD, PUT, POST, DELETE, OPTIONS",

@@ -65,7 +65,12 @@ fn config() -> TokenConfig {
         keys: keys()
             .known
             .iter()
-            .map(|key| JwtKey { kid: key.alg.as_str().into(), alg: key.alg, material: key.material.clone() })
+            .map(|key| JwtKey {
+                kid: key.alg.as_str().into(),
+                alg: key.alg,
+                material: key.material.clone(),
+                tenant: None,
+            })
             .collect(),
         ..TokenConfig::default()
     }
