@@ -12,6 +12,7 @@ mod http {
     pub(crate) mod durable;
     pub(crate) mod group;
     pub(crate) mod ingest;
+    pub(crate) mod object;
     pub(crate) mod operation;
     pub(crate) mod record;
     pub(crate) mod stream;
