@@ -174,7 +174,7 @@ impl Server {
             metrics: Arc::new(move || metrics.render()),
             clock: Arc::clone(&clock),
             auditor,
-            limits: limits(),
+            limits: [limits(), object_limits(objects.spec())].concat(),
         };
         Ok(Self { http: HttpServer::bind(http, services)?, streams, objects, recovering, clock, store, audit })
     }
@@ -326,6 +326,38 @@ fn open_objects(config: &Config, store: &EmbeddedStore, clock: &Arc<dyn Clock>) 
         spec,
     })
     .map_err(refused)
+}
+
+/// The bounds of objects that are set when they are opened.
+fn object_limits(spec: &ObjectSpec) -> Vec<Limit> {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    vec![
+        Limit {
+            name: "object_hot_max_bytes",
+            value: spec.hot_max_bytes,
+            meaning: "Objects up to this size lie with the metadata (objects.hot_max_bytes), the others in the cold store.",
+        },
+        Limit {
+            name: "object_max_bytes",
+            value: spec.object_max_bytes,
+            meaning: "An object, and a part of an upload; beyond it 413 object_too_large.",
+        },
+        Limit {
+            name: "object_write_max_ms",
+            value: ms(spec.write_max),
+            meaning: "How long one write may take; beyond it 504 write_timeout.",
+        },
+        Limit {
+            name: "object_upload_max_ms",
+            value: ms(spec.upload_max),
+            meaning: "How long an upload in parts may take; then it is given up.",
+        },
+        Limit {
+            name: "object_upload_max_open",
+            value: spec.upload_max_open,
+            meaning: "Uploads in parts that are open at one time; beyond it 429 upload_capacity_exhausted.",
+        },
+    ]
 }
 
 /// Opens the sources. What a setting bounds they read from `settings` when a snapshot is opened, so that a change counts.

@@ -30,6 +30,8 @@ mod group;
 mod http;
 #[path = "server/identity.rs"]
 mod identity;
+#[path = "server/object.rs"]
+mod object;
 #[path = "server/operation.rs"]
 mod operation;
 #[path = "server/process.rs"]

@@ -118,6 +118,11 @@ pub const LIMITS: &[Limit] = &[
         meaning: "What a member of a group calls itself; beyond it 400 invalid_field.",
     },
     Limit {
+        name: "http.presigned_max_s",
+        value: crate::auth::PRESIGNED_MAX_S,
+        meaning: "How far ahead a signed address may be good; beyond it 403 presigned_too_long.",
+    },
+    Limit {
         name: "http.heartbeat_ms",
         value: crate::route::HEARTBEAT.as_millis() as u64,
         meaning: "An event stream without events is sent a comment this often.",
