@@ -299,6 +299,10 @@ fn auth_that_lets_nobody_in_or_checks_no_audience_is_refused() {
     assert_eq!(places(&load_text("[auth]\naudience = \"a\"\n").unwrap_err()), ["1:2 auth"]);
     let key = format!("[auth]\n[[auth.keys]]\nkid = \"k\"\nalg = \"EdDSA\"\npublic_key = \"\"\"\n{PUBLIC_KEY}\"\"\"\n");
     assert_eq!(places(&load_text(&key).unwrap_err()), ["1:2 auth.audience"]);
+    let tenant = format!("{}tenant = \"acme\"\n", key.replace("[auth]\n", "[auth]\naudience = \"a\"\n"));
+    let config = load_text(&tenant).unwrap().config;
+    assert_eq!(config.effective(&config.settings)["auth.keys[0].tenant"], "acme");
+    assert_eq!(load_text(&tenant.replace("acme", "")).unwrap_err().problems().len(), 1);
     let wrong = key.replace("[auth]\n", "[auth]\naudience = \"a\"\n").replace("EdDSA", "RS256");
     assert_eq!(places(&load_text(&wrong).unwrap_err()), ["6:14 auth.keys[0].public_key"]);
 }

@@ -66,12 +66,12 @@ fn identify(headers: &mut HeaderMap, info: &ObjectInfo) {
     {
         headers.extend(value(httpdate::fmt_http_date(time)).map(|time| (header::LAST_MODIFIED, time)));
     }
-    headers.insert(header::CACHE_CONTROL, REVALIDATED);
 }
 
 /// All that is known of an object.
 pub(super) fn describe(headers: &mut HeaderMap, info: &ObjectInfo) {
     identify(headers, info);
+    headers.insert(header::CACHE_CONTROL, REVALIDATED);
     headers.insert(header::ACCEPT_RANGES, BYTES);
     let content_type = info.metadata.content_type.as_deref().and_then(value);
     headers.insert(header::CONTENT_TYPE, content_type.unwrap_or(OCTETS));
@@ -89,6 +89,7 @@ pub(super) fn not_modified(info: &ObjectInfo) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NOT_MODIFIED;
     identify(response.headers_mut(), info);
+    response.headers_mut().insert(header::CACHE_CONTROL, REVALIDATED);
     response
 }
 

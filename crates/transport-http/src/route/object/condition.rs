@@ -56,25 +56,34 @@ impl Conditions {
         }
     }
 
-    /// For a change: a time becomes a condition on the version that is there now, which is then judged in the change's own step.
+    /// For a change: judged now, so that nobody sends a body in vain, and again in the change's own step, for which a time becomes a
+    /// condition on the version that is there now.
     pub(super) async fn pinned(
         self,
         objects: &ObjectService,
         collection: &Collection,
         key: &ObjectKey,
     ) -> Result<Condition, Problem> {
-        if self.unmodified_since.is_none() {
+        if self.unmodified_since.is_none() && self.condition == Condition::default() {
             return Ok(self.condition);
         }
-        match objects.head(collection, key, &Condition::default()).await {
-            Ok(Got::Object(object)) => {
-                self.unmodified(&object.info)?;
-                let if_match = Some(Versions::OneOf(vec![object.info.version]));
-                Ok(Condition { if_match, ..self.condition })
+        let info = match objects.head(collection, key, &Condition::default()).await {
+            Ok(Got::Object(object)) => Some(object.info),
+            Ok(Got::NotModified(info)) => Some(info),
+            Err(GetError::NotFound { .. }) => None,
+            Err(error) => return Err(get_problem(error)),
+        };
+        let current = info.as_ref().map(|info| info.version);
+        if !self.condition.matches(current) || !self.condition.none_matches(current) {
+            return Err(precondition_problem(PreconditionFailed { current }));
+        }
+        match info {
+            Some(info) if self.unmodified_since.is_some() => {
+                self.unmodified(&info)?;
+                Ok(Condition { if_match: Some(Versions::OneOf(vec![info.version])), ..self.condition })
             }
             // What is not there has no time.
-            Ok(Got::NotModified(_)) | Err(GetError::NotFound { .. }) => Ok(self.condition),
-            Err(error) => Err(get_problem(error)),
+            _ => Ok(self.condition),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use tidegate_testkit::block_on;
 
-use super::super::client::{Answer, ask};
+use super::super::client::{Answer, Connection, ask, request};
 use super::super::world::World;
 use super::refused;
 
@@ -106,6 +106,12 @@ fn conditions_on_the_version_hold_for_every_method() {
                 }
             }
         }
+        // Judged before the body is asked for: a client that waits to be told to go on sends nothing in vain.
+        let mut connection = Connection::open(world.address).await;
+        let headers = [("if-none-match", "*"), ("expect", "100-continue")];
+        let head = request("PUT", PATH, &headers, &[0; 100]);
+        connection.send(&head[..head.len() - 100]).await;
+        assert_eq!(refused(&connection.answer().await.unwrap()), (412, "precondition_failed".into()));
         let not_modified = with(&world, "GET", &[("if-none-match", &new)]).await;
         assert_eq!((not_modified.header("etag"), not_modified.body.len()), (Some(new.as_str()), 0));
         assert_eq!(with(&world, "DELETE", &[("if-match", &new)]).await.status(), 204);
