@@ -11,9 +11,9 @@ use std::task::{Context, Poll, ready};
 use futures::{FutureExt as _, Stream};
 use tokio::task::coop;
 
-use super::flight::{Flight, HeldBytes, Place, View};
+use super::flight::{Ended, Flight, HeldBytes, Place, SharedFlight, View};
 use super::metric::{self, KindCounters};
-use super::{AtCapacity, Core, Held, ItemError, Operate, Work};
+use super::{AtCapacity, Held, ItemError, Operate, Work};
 use crate::window::Sample;
 
 /// Room for one batch. Dropped unused, it gives the room back.
@@ -58,13 +58,13 @@ impl Reservation {
     {
         Batch {
             input: Some(Box::pin(input)),
-            operate,
-            core: Arc::clone(self.held.core()),
-            flight: Flight::new(self.held),
+            view: View { limit: 0, blocked: false, done: 0 },
+            flight: Flight::new(self.held, operate),
             begun: 0,
             yielded: 0,
             ready: VecDeque::new(),
             after_refusal: false,
+            waited: false,
             counters: KindCounters::default(),
             ended: false,
         }
@@ -83,13 +83,6 @@ type Outcome<W, P> = Result<<P as Operate<W>>::Output, Ended<<P as Operate<W>>::
 /// One item of a [`Batch`]: the tag, and the result.
 pub type Item<T, W, P, I> = (T, Result<<P as Operate<W>>::Output, ItemError<<P as Operate<W>>::Error, I>>);
 
-/// Why an operation that was begun has no output.
-pub(super) enum Ended<E> {
-    Failed(E),
-    Panicked,
-    Cancelled,
-}
-
 /// The results of one batch, a [`Stream`]. Made by [`Reservation::run`].
 ///
 /// Dropped early, it drops the input unread; operations that were begun run to their end, and the room of the batch is given back
@@ -98,9 +91,9 @@ pub(super) enum Ended<E> {
 pub struct Batch<S, T, W: Work, P: Operate<W>> {
     /// `None` when it has ended.
     input: Option<Pin<Box<S>>>,
-    operate: Arc<P>,
-    core: Arc<Core>,
-    flight: Arc<Flight<(T, Outcome<W, P>)>>,
+    flight: SharedFlight<P, T, P::Output, P::Error>,
+    /// How `flight` was found last.
+    view: View,
     /// Operations that were begun.
     begun: u64,
     /// Those of them whose result was handed out.
@@ -109,6 +102,8 @@ pub struct Batch<S, T, W: Work, P: Operate<W>> {
     ready: VecDeque<(T, Outcome<W, P>)>,
     /// What was handed out last had not been begun: a result goes first now, so that a flood of bad items holds none up.
     after_refusal: bool,
+    /// The reader left its waker and went to sleep.
+    waited: bool,
     counters: KindCounters,
     ended: bool,
 }
@@ -146,14 +141,28 @@ where
         if self.ended {
             return Poll::Ready(None);
         }
-        let mut view = self.look();
+        // While results are at hand the last view will do: the operations are not held up by a lock for each item.
+        let mut view = if self.ready.is_empty() { self.flight.view() } else { self.view };
+        if std::mem::take(&mut self.waited) && view.done > 0 && view.done * 2 < self.in_flight() {
+            // Woken by the first of many: what else is about to end may do so before the reader goes on, else it would be woken
+            // for every one. It costs one round of the runtime's queue, once a result that is taken after it.
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         loop {
+            if self.ready.is_empty() && view.done > 0 {
+                self.flight.take(&mut self.ready);
+                view.done = 0;
+            }
+            self.view = view;
             if self.after_refusal
                 && let Some(item) = self.hand_out()
             {
                 return Poll::Ready(Some(item));
             }
-            if let Some(item) = self.read(&mut view, context) {
+            let unbegun = self.read(&mut view, context);
+            self.view = view;
+            if let Some(item) = unbegun {
                 self.after_refusal = true;
                 return Poll::Ready(Some(item));
             }
@@ -165,15 +174,11 @@ where
                 return Poll::Ready(None);
             }
             if self.flight.wait(&view, context.waker()) {
+                self.waited = true;
                 return Poll::Pending;
             }
-            view = self.look();
+            view = self.flight.view();
         }
-    }
-
-    /// What has changed in flight.
-    fn look(&mut self) -> View {
-        if self.ready.is_empty() { self.flight.take(&mut self.ready) } else { self.flight.view() }
     }
 
     /// Begins what the input has ready and the window has places for. Gives an item that is not begun.
@@ -195,7 +200,7 @@ where
 
     /// Gives an operation to a task of its own. `Ok(true)` when it waits there for bytes.
     fn begin(&mut self, tag: T, work: W) -> Result<bool, (T, ItemError<P::Error, I>)> {
-        let core = &self.core;
+        let core = &self.flight.core;
         if !core.rank.may_wait() {
             metric::refused("nested");
             return Err((tag, ItemError::Nested(AtCapacity::Nested)));
@@ -213,25 +218,23 @@ where
         let limits = core.limits;
         let units = weight_bytes.div_ceil(limits.unit()).min(limits.units());
         let units = u32::try_from(units).expect("at most 2^28 units");
-        let bytes = match core.bytes.try_acquire_many(units) {
-            Ok(permit) => {
-                permit.forget();
-                (units > 0).then(|| HeldBytes::new(Arc::clone(core), units, weight_bytes))
-            }
-            Err(_) => None,
-        };
-        let waits = units > 0 && bytes.is_none();
-        if waits {
+        let admission = if units == 0 {
+            Admission::Free
+        } else if let Ok(permit) = core.bytes.try_acquire_many(units) {
+            permit.forget();
+            Admission::Held(HeldBytes::new(Arc::clone(core), units, weight_bytes))
+        } else {
             self.flight.block();
-        }
-        let waits = waits.then_some((units, weight_bytes));
+            Admission::Waits { units, weight_bytes }
+        };
+        let waits = matches!(admission, Admission::Waits { .. });
+        let place = Place::new(&self.flight, tag);
+        let rank = core.rank;
         self.begun += 1;
-        let in_flight = u32::try_from(self.outstanding() - self.ready.len() as u64).unwrap_or(u32::MAX);
-        let place = Place::new(Arc::clone(&self.flight), tag, Err(Ended::Cancelled));
-        let task = Task { place, core: Arc::clone(core), operate: Arc::clone(&self.operate), kind, in_flight };
+        let in_flight = u32::try_from(self.in_flight()).unwrap_or(u32::MAX);
         // The task is on its own from here.
-        tokio::spawn(core.rank.within(task.run(work, bytes, waits)));
-        Ok(waits.is_some())
+        tokio::spawn(rank.within(run(place, work, admission, kind, in_flight)));
+        Ok(waits)
     }
 
     fn hand_out(&mut self) -> Option<Item<T, W, P, I>> {
@@ -251,6 +254,11 @@ impl<S, T, W: Work, P: Operate<W>> Batch<S, T, W, P> {
     /// How many places of the window are taken: in flight, or with a result that waits.
     fn outstanding(&self) -> u64 {
         self.begun - self.yielded
+    }
+
+    /// How many of them run, or have ended since it was looked at last.
+    fn in_flight(&self) -> usize {
+        usize::try_from(self.outstanding()).unwrap_or(usize::MAX) - self.ready.len()
     }
 
     fn close(&mut self) {
@@ -278,33 +286,56 @@ impl<S, T, W: Work, P: Operate<W>> fmt::Debug for Batch<S, T, W, P> {
     }
 }
 
-/// One operation in its task.
-struct Task<T, W: Work, P: Operate<W>> {
-    place: Place<T, Outcome<W, P>>,
-    core: Arc<Core>,
-    operate: Arc<P>,
-    kind: &'static str,
-    in_flight: u32,
+/// How an operation stands with the bytes in flight.
+enum Admission {
+    /// It weighs nothing.
+    Free,
+    /// It holds its bytes.
+    Held(HeldBytes),
+    /// It will wait for them.
+    Waits { units: u32, weight_bytes: u64 },
 }
 
-impl<T: Send + 'static, W: Work, P: Operate<W>> Task<T, W, P> {
-    /// Waits for bytes if it must (`waits`: units and bytes), runs, gives the bytes back, lands.
-    async fn run(self, work: W, mut bytes: Option<HeldBytes>, waits: Option<(u32, u64)>) {
-        let Self { place, core, operate, kind, in_flight } = self;
-        if let Some((units, weight_bytes)) = waits {
-            core.bytes.acquire_many(units).await.expect("it is never closed").forget();
-            bytes = Some(HeldBytes::new(Arc::clone(&core), units, weight_bytes));
-            place.unblock();
-        }
+/// One operation in its task: waits for bytes if it must, runs, gives the bytes back, lands.
+///
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an `async fn` keeps its arguments twice, and this is moved with each operation"
+)]
+fn run<T, W, P>(
+    place: Place<P, T, P::Output, P::Error>,
+    work: W,
+    admission: Admission,
+    kind: &'static str,
+    in_flight: u32,
+) -> impl Future<Output = ()> + Send
+where
+    T: Send + 'static,
+    W: Work,
+    P: Operate<W>,
+{
+    async move {
+        let core = &place.flight.core;
+        let bytes = match admission {
+            Admission::Free => None,
+            Admission::Held(bytes) => Some(bytes),
+            Admission::Waits { units, weight_bytes } => {
+                core.bytes.acquire_many(units).await.expect("it is never closed").forget();
+                place.unblock();
+                Some(HeldBytes::new(Arc::clone(core), units, weight_bytes))
+            }
+        };
         let clock = core.adaptive.as_ref().map(|adaptive| &adaptive.clock);
         let begun = clock.map(|clock| clock.now());
-        // All that is the caller's is dropped within, so that a panic of a drop is the operation's too.
-        let run = AssertUnwindSafe(async move {
+        let operate = &*place.flight.operate;
+        // The operation is dropped within, so that a panic of its drop is its own too. Boxed here, in its task: the reader then
+        // moves little with each operation, however large the future of the backend is.
+        let operation = AssertUnwindSafe(Box::pin(async move {
             let result = operate.operate(work).await;
             let overload = result.as_ref().is_err_and(|error| operate.is_overload(error));
             (result, overload)
-        });
-        let (result, sample) = match run.catch_unwind().await {
+        }));
+        let (result, sample) = match operation.catch_unwind().await {
             Ok((Ok(output), _)) => {
                 let sample = clock.zip(begun).map(|(clock, begun)| {
                     let latency = clock.now().saturating_since(begun);

@@ -11,8 +11,10 @@ use parking_lot::Mutex;
 use super::{Core, Held};
 use crate::window::{Sample, Vegas};
 
-/// One batch in flight; `R` is what an item's result is handed over as.
-pub(super) struct Flight<R> {
+/// One batch in flight: what runs its operations, and its items' results, `R`, until they are taken.
+pub(super) struct Flight<P, R> {
+    pub(super) core: Arc<Core>,
+    pub(super) operate: Arc<P>,
     state: Mutex<State<R>>,
 }
 
@@ -33,13 +35,24 @@ struct State<R> {
 }
 
 /// What the reader needs to know of its operations.
+#[derive(Clone, Copy)]
 pub(super) struct View {
     pub(super) limit: u32,
     pub(super) blocked: bool,
+    /// Results that have not been taken yet.
+    pub(super) done: usize,
 }
 
-impl<R> Flight<R> {
-    pub(super) fn new(held: Held) -> Arc<Self> {
+/// Why an operation that was begun has no output.
+pub(super) enum Ended<E> {
+    Failed(E),
+    Panicked,
+    Cancelled,
+}
+
+impl<P, R> Flight<P, R> {
+    pub(super) fn new(held: Held, operate: Arc<P>) -> Arc<Self> {
+        let core = Arc::clone(held.core());
         let window = held.window();
         let limit = window.as_ref().map_or(held.permits(), Vegas::limit);
         let state = State {
@@ -52,20 +65,18 @@ impl<R> Flight<R> {
             limit,
             held: Some(held),
         };
-        Arc::new(Self { state: Mutex::new(state) })
+        Arc::new(Self { core, operate, state: Mutex::new(state) })
     }
 
-    /// Moves what has ended into `taken`, which is empty, and says how much may be in flight.
-    pub(super) fn take(&self, taken: &mut VecDeque<R>) -> View {
-        let mut state = self.state.lock();
-        mem::swap(&mut state.done, taken);
-        View { limit: state.limit, blocked: state.blocked }
+    /// Moves what has ended into `taken`, which is empty.
+    pub(super) fn take(&self, taken: &mut VecDeque<R>) {
+        mem::swap(&mut self.state.lock().done, taken);
     }
 
     /// How much may be in flight.
     pub(super) fn view(&self) -> View {
         let state = self.state.lock();
-        View { limit: state.limit, blocked: state.blocked }
+        View { limit: state.limit, blocked: state.blocked, done: state.done.len() }
     }
 
     /// Leaves a waker, unless something has happened since `seen`: then `false`.
@@ -144,35 +155,39 @@ impl<R> State<R> {
     }
 }
 
+/// A batch in flight whose items have a tag, and an output or why there is none.
+pub(super) type SharedFlight<P, T, O, E> = Arc<Flight<P, (T, Result<O, Ended<E>>)>>;
+
 /// The place of one operation. Whatever becomes of its task, the place is landed once.
-pub(super) struct Place<T, V> {
-    flight: Arc<Flight<(T, V)>>,
-    /// What is told when the task goes away; `None` once it was landed.
-    unless_landed: Option<(T, V)>,
+pub(super) struct Place<P, T, O, E> {
+    pub(super) flight: SharedFlight<P, T, O, E>,
+    /// `None` once it was landed.
+    tag: Option<T>,
 }
 
-impl<T, V> Place<T, V> {
-    pub(super) fn new(flight: Arc<Flight<(T, V)>>, tag: T, unless_landed: V) -> Self {
-        Self { flight, unless_landed: Some((tag, unless_landed)) }
+impl<P, T, O, E> Place<P, T, O, E> {
+    pub(super) fn new(flight: &SharedFlight<P, T, O, E>, tag: T) -> Self {
+        Self { flight: Arc::clone(flight), tag: Some(tag) }
     }
 
+    /// Its operation has the bytes that it waited for.
     pub(super) fn unblock(&self) {
         self.flight.unblock();
     }
 
-    pub(super) fn land(mut self, result: V, sample: Option<Sample>) {
-        if let Some((tag, _)) = self.unless_landed.take() {
+    pub(super) fn land(mut self, result: Result<O, Ended<E>>, sample: Option<Sample>) {
+        if let Some(tag) = self.tag.take() {
             self.flight.land((tag, result), sample);
         }
     }
 }
 
-impl<T, V> Drop for Place<T, V> {
+impl<P, T, O, E> Drop for Place<P, T, O, E> {
     fn drop(&mut self) {
-        if let Some(result) = self.unless_landed.take() {
+        if let Some(tag) = self.tag.take() {
             // It may have been the one that waited for bytes.
             self.flight.unblock();
-            self.flight.land(result, None);
+            self.flight.land((tag, Err(Ended::Cancelled)), None);
         }
     }
 }
