@@ -13,12 +13,16 @@ use crate::output::Format;
 mod command;
 mod config_check;
 mod group;
+mod object;
 mod query;
 mod report;
 mod stream;
 mod top;
 
 pub use group::{ConsumeArgs, CreateGroupArgs, GroupCommand, GroupSpecArgs, SeekArgs};
+pub use object::{
+    BatchCommand, DownArgs, GetArgs, ListArgs, ObjectCommand, PutArgs, RemoveArgs, TransferArgs, UpArgs,
+};
 pub use query::run as run_query;
 pub(crate) use report::failure as report_error;
 pub use stream::{CreateArgs, PublishArgs, StreamCommand, TailArgs};
@@ -128,6 +132,12 @@ pub enum Command {
         /// What to do.
         #[command(subcommand)]
         command: GroupCommand,
+    },
+    /// Objects: write, read, remove and list them, folders at once.
+    Object {
+        /// What to do.
+        #[command(subcommand)]
+        command: ObjectCommand,
     },
     /// Watch streams and groups live: rates, members, lag.
     Top(TopArgs),
@@ -292,6 +302,7 @@ pub fn run(cli: Cli) -> Exit {
         Command::Query(args) => query::run(&cli.client, &args),
         Command::Stream { command } => stream::run(&cli.client, &command),
         Command::Group { command } => group::run(&cli.client, &command),
+        Command::Object { command } => object::run(&cli.client, &command),
         Command::Top(args) => top::run(&cli.client, &args),
         Command::Config { command: ConfigCommand::Check { file, insecure } } => {
             config_check::run(&file, insecure, json)

@@ -19,6 +19,7 @@ mod document;
 mod error;
 mod line;
 mod member;
+pub mod object;
 mod producer;
 mod run;
 #[cfg(test)]

@@ -32,6 +32,8 @@ mod http;
 mod identity;
 #[path = "server/object.rs"]
 mod object;
+#[path = "server/object_cli.rs"]
+mod object_cli;
 #[path = "server/operation.rs"]
 mod operation;
 #[path = "server/process.rs"]

@@ -23,6 +23,8 @@ pub(super) enum CommandError {
     Output(#[from] io::Error),
     #[error("{} cannot be read", path.display())]
     Input { path: PathBuf, source: io::Error },
+    #[error("{} cannot be written", path.display())]
+    Write { path: PathBuf, source: io::Error },
     /// The input has a line that is no record.
     #[error("line {line}: {what}")]
     Line { line: u64, what: String },
@@ -35,6 +37,16 @@ pub(super) enum CommandError {
     Runtime(#[source] io::Error),
     #[error("{0}")]
     Usage(&'static str),
+    #[error("{0}")]
+    Argument(String),
+    /// What is there is not what it must be.
+    #[error("{0}")]
+    Precondition(String),
+    /// A key that would name a file outside its folder, or none.
+    #[error("the key names no file here: {0}")]
+    Key(&'static str),
+    #[error("{failed} of {items} failed")]
+    Items { failed: u64, items: u64 },
     #[error("partition {partition} is not there; the stream has {partitions}")]
     NoPartition { partition: u32, partitions: usize },
     #[error("interrupted")]
@@ -44,22 +56,38 @@ pub(super) enum CommandError {
 impl CommandError {
     fn exit(&self) -> Exit {
         match self {
-            Self::Setup(_) | Self::Usage(_) => Exit::Usage,
+            Self::Setup(_) | Self::Usage(_) | Self::Argument(_) => Exit::Usage,
             Self::Client(error) => error.exit(),
             Self::Batch { problem, .. } => ClientError::Refused(problem.clone()).exit(),
             Self::NoPartition { .. } => Exit::NotFound,
             Self::Interrupted => Exit::Interrupted,
-            Self::Output(_) | Self::Input { .. } | Self::Line { .. } | Self::Entropy(_) | Self::Runtime(_) => {
-                Exit::Failed
-            }
+            Self::Output(_)
+            | Self::Input { .. }
+            | Self::Write { .. }
+            | Self::Line { .. }
+            | Self::Precondition(_)
+            | Self::Key(_)
+            | Self::Items { .. }
+            | Self::Entropy(_)
+            | Self::Runtime(_) => Exit::Failed,
         }
     }
 
-    fn code(&self) -> Option<&str> {
+    /// The HTTP status of the server's refusal, where it is one.
+    pub(super) fn status(&self) -> Option<u16> {
+        match self {
+            Self::Client(ClientError::Refused(problem)) => Some(problem.status),
+            _ => None,
+        }
+    }
+
+    pub(super) fn code(&self) -> Option<&str> {
         match self {
             Self::Client(error) => error.code(),
             Self::Batch { problem, .. } => Some(&problem.code),
             Self::Line { .. } => Some("malformed_line"),
+            Self::Precondition(_) => Some("precondition_failed"),
+            Self::Key(_) => Some("unsafe_key"),
             _ => None,
         }
     }

@@ -4,6 +4,11 @@ use std::error::Error;
 
 /// Prints an error with its causes.
 pub(crate) fn failure(error: &dyn Error, code: Option<&str>, json: bool) {
+    self::error(&words(error), code, json);
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn words(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -15,7 +20,7 @@ pub(crate) fn failure(error: &dyn Error, code: Option<&str>, json: bool) {
         }
         cause = error.source();
     }
-    self::error(&text, code, json);
+    text
 }
 
 /// Prints an error.

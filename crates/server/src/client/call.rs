@@ -6,6 +6,7 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use bytes::{Bytes, BytesMut};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::header::HeaderMap;
 use reqwest::{Method, RequestBuilder, Url};
 use serde::de::DeserializeOwned;
 
@@ -120,6 +121,7 @@ pub(super) fn backoff(options: &ClientOptions) -> ExponentialBackoff {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
@@ -152,10 +154,12 @@ impl Client {
         }
     }
 
-    async fn ask_without_end(&self, request: RequestBuilder) -> Result<Answer, Fault> {
+    /// The same, with nothing that ends it.
+    pub(super) async fn ask_without_end(&self, request: RequestBuilder) -> Result<Answer, Fault> {
         let mut answer =
             accepted(request.send().await.map_err(|why| Fault::Again(Interruption::Unreachable(why)))?).await?;
         let status = answer.status().as_u16();
+        let headers = std::mem::take(answer.headers_mut());
         let limit_bytes = self.options.line_max_bytes;
         let mut body = BytesMut::new();
         while let Some(piece) = answer.chunk().await.map_err(|why| Fault::Again(Interruption::Broken(why)))? {
@@ -164,7 +168,7 @@ impl Client {
             }
             body.extend_from_slice(&piece);
         }
-        Ok(Answer { status, body: body.freeze() })
+        Ok(Answer { status, headers, body: body.freeze() })
     }
 
     /// Asks once.

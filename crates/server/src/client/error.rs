@@ -150,6 +150,9 @@ pub enum ClientError {
         /// The offset that came.
         found: u64,
     },
+    /// What was to be sent cannot be read.
+    #[error("what is to be sent cannot be read")]
+    Source(#[source] std::io::Error),
     /// A line cannot be taken.
     #[error("the server sent a line that cannot be taken")]
     Line(#[source] LineError),
