@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 
 use crate::http::ask;
-use crate::process::{PATIENCE, Server, until};
+use crate::process::{PATIENCE, Server, signal, until, wait};
 
 const MIB: usize = 1024 * 1024;
 
@@ -93,6 +93,28 @@ fn a_kill_in_the_middle_of_a_write_leaves_no_file_and_what_was_there_is_whole() 
     assert_eq!(listed["objects"].as_array().unwrap().len(), 1, "{listed}");
     put(&server, "second", 2);
     is_whole(&server, "second", 2);
+}
+
+#[test]
+fn a_write_that_runs_ends_well_while_the_server_drains() {
+    let mut server = Server::start(1, &["--set", "limits.drain_ms=600000"]);
+    let objects = server.path("data/objects");
+    let mut socket = begin(&server, "late", 16);
+    (0..12).for_each(|number| socket.write_all(&piece(number)).unwrap());
+    until("a part of it lies on the disk", || bytes(&files(&objects)) > 0);
+    signal(&server.child, "TERM");
+    until("the server to drain", || server.get("/readyz").refusal() == (503, "draining".to_owned()));
+    for method in ["PUT", "GET", "DELETE"] {
+        let answer = ask(server.address, method, "/v1/objects/files/_/new", &[], "");
+        assert_eq!(answer.refusal(), (503, "draining".to_owned()), "{method}");
+    }
+    (12..16).for_each(|number| socket.write_all(&piece(number)).unwrap());
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
+    assert_eq!(wait(&mut server.child).code(), Some(0));
+    server.kill_and_restart();
+    is_whole(&server, "late", 16);
 }
 
 #[test]

@@ -28,8 +28,9 @@ use crate::gate::App;
 
 /// The first bytes of HTTP/2 (RFC 9113, section 3.4).
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// What the peer of an HTTP/2 connection may send before it must wait; requests here are small.
-const H2_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+/// What the peer of an HTTP/2 connection may send before it must wait: on one stream enough that an object's bytes do not wait for a
+/// round trip each few pieces, on all together what one connection may cost.
+const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 /// A peer of HTTP/2 that does not answer a ping within this time after this time is gone.
 const H2_PING: Duration = Duration::from_secs(20);

@@ -453,6 +453,29 @@ fn a_damaged_object_breaks_the_connection_rather_than_ending_as_if_whole() {
 }
 
 #[test]
+fn http_2_carries_objects_both_ways_and_resets_one_that_breaks_off() {
+    block_on(async {
+        let world = World::start();
+        super::tls::install_provider();
+        let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+        let url = format!("http://{}/v1/objects/files/_/h2", world.address);
+        let content = bytes(4 * MIB);
+        let put = client.put(&url).body(content.clone()).send().await.unwrap();
+        assert_eq!(put.status(), 201);
+        let got = client.get(&url).send().await.unwrap();
+        assert_eq!(got.content_length(), Some(4 << 20));
+        assert!(got.bytes().await.unwrap() == content);
+        let [file] = files(world.cold()).try_into().unwrap();
+        let mut damaged = content;
+        damaged[3 * MIB + 5] ^= 1;
+        std::fs::write(&file, &damaged).unwrap();
+        let got = client.get(&url).send().await.unwrap();
+        assert!(got.bytes().await.is_err(), "a part must not be taken for the whole");
+        assert_eq!(client.head(&url).send().await.unwrap().status(), 200, "the connection goes on");
+    });
+}
+
+#[test]
 fn a_reader_that_takes_nothing_is_let_go_of() {
     block_on(async {
         let world = Setup { settings: vec![("stream.idle_timeout_ms", 100)], ..Setup::default() }.start();
