@@ -15,6 +15,7 @@ use crate::serve::{Server, Signals, StartError, install_metrics, log_to_stderr};
 pub mod data;
 mod group;
 mod narrator;
+mod object;
 mod query_stream;
 
 pub use narrator::Narrator;
@@ -94,7 +95,7 @@ pub trait Scene: Send + Sync {
 }
 
 fn scenes() -> Vec<Box<dyn Scene>> {
-    vec![Box::new(query_stream::QueryStreamScene), Box::new(group::GroupScene)]
+    vec![Box::new(query_stream::QueryStreamScene), Box::new(group::GroupScene), Box::new(object::ObjectScene)]
 }
 
 /// What the story promises; if it is not so, the demo ends.
