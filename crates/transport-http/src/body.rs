@@ -130,6 +130,11 @@ pub(crate) async fn read_within(
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EndlessAnswer;
 
+/// Marks an answer that begins while its request is still being read, and will be read to its end: its connection can be used again.
+/// Taken off before the answer is sent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ReadsOn;
+
 /// Pieces of bytes as an HTTP body, encoded if asked for, each flushed as soon as it is there.
 pub(crate) struct PieceBody<S> {
     pieces: Pin<Box<S>>,

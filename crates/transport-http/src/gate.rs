@@ -16,15 +16,18 @@ use axum::response::{IntoResponse, Response};
 use futures::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use http_body::Body as _;
+use tidegate_batch::Executor;
 use tidegate_core::{Failure as _, Principal, Scope};
 use tidegate_lease::audit::AuditEvent;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::auth::AuthError;
+use crate::body::ReadsOn;
 use crate::json::JsonError;
 use crate::parameter::Parameters;
 use crate::problem::{CloseAfter, Problem, ProblemCode};
+use crate::route::object::EXECUTOR;
 use crate::route::{check_path, durable};
 use crate::server::HEADER_MAX_BYTES;
 use crate::service::Services;
@@ -41,6 +44,8 @@ pub(crate) struct App {
     pub(crate) services: Services,
     /// Connections are encrypted: what URLs that are made here begin with.
     pub(crate) secure: bool,
+    /// Bounds all batches of objects.
+    pub(crate) executor: Executor,
     draining: AtomicBool,
     /// Cancelled when the drain begins: what waits for something to come ends at once.
     pub(crate) leaving: CancellationToken,
@@ -55,6 +60,7 @@ impl App {
         Self {
             services,
             secure,
+            executor: Executor::new(EXECUTOR).expect("the bounds are within their ranges"),
             draining: AtomicBool::new(false),
             leaving: CancellationToken::new(),
             counters: RequestCounters::new(),
@@ -135,7 +141,8 @@ pub(crate) async fn gate(State(app): State<Arc<App>>, mut request: Request, next
     let code = response.extensions_mut().remove::<ProblemCode>().map(|code| code.0);
     // A body of which something is left cannot be told from the next request, so the client is told that the connection ends;
     // whoever still reads may go on to do so. HTTP/2 knows no such header; there the connection is shared and stays.
-    let left = read_to_end.is_some_and(|read_to_end| !read_to_end.get());
+    let reads_on = response.extensions_mut().remove::<ReadsOn>().is_some();
+    let left = !reads_on && read_to_end.is_some_and(|read_to_end| !read_to_end.get());
     let closes = response.extensions_mut().remove::<CloseAfter>().is_some() || left;
     if closes && version < Version::HTTP_2 {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -201,7 +208,9 @@ async fn admit(app: &App, route: &Route, request: &mut Request) -> Result<(), Pr
             authorize(app, Access::Scope(Scope::ObjectWrite), request.headers()).await?
         }
         Access::Object(scope) => authorize(app, Access::Scope(scope), request.headers()).await?,
-        access @ (Access::AnyToken | Access::Scope(_)) => authorize(app, access, request.headers()).await?,
+        access @ (Access::AnyToken | Access::Scope(_) | Access::AnyOf(_)) => {
+            authorize(app, access, request.headers()).await?
+        }
     };
     if rule.new_work && app.is_draining() {
         return Err(draining());
@@ -264,6 +273,11 @@ async fn authorize(app: &App, access: Access, headers: &HeaderMap) -> Result<Pri
     let refused = match (known, access) {
         (Ok(principal), Access::Scope(scope)) if !principal.scopes.contains(scope) => {
             (AuthError::ScopeMissing { scope }, Some(principal))
+        }
+        (Ok(principal), Access::AnyOf([scope, others @ ..]))
+            if !principal.scopes.contains(*scope) && !others.iter().any(|scope| principal.scopes.contains(*scope)) =>
+        {
+            (AuthError::ScopeMissing { scope: *scope }, Some(principal))
         }
         (Ok(principal), _) => return Ok(principal),
         (Err(error), _) => (error, None),

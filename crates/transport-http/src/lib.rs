@@ -8,6 +8,7 @@ mod body;
 pub mod encoding;
 mod gate;
 pub mod json;
+mod multipart;
 mod parameter;
 pub mod problem;
 mod record;

@@ -60,6 +60,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             object::OBJECT,
             get(object::read).head(object::show).put(object::put).post(object::post).delete(object::remove),
         )
+        .route(object::BATCH, post(object::batch))
         .route("/v1/ingest/{stream}", post(ingest::ingest))
         .route("/v1/query", post(query::open))
         .route("/v1/query/resume", post(query::resume))

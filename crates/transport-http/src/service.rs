@@ -137,4 +137,34 @@ pub const LIMITS: &[Limit] = &[
         value: crate::route::CHUNK_MAX_BYTES as u64,
         meaning: "A chunk of an upload is committed when it has so many bytes, or stream.chunk.max_rows rows.",
     },
+    Limit {
+        name: "http.batch_part_max_count",
+        value: crate::route::object::PART_MAX_COUNT as u64,
+        meaning: "Parts of one batch of objects; beyond it the reply ends with 413 too_many_parts.",
+    },
+    Limit {
+        name: "http.batch_part_head_max_bytes",
+        value: crate::multipart::HEAD_MAX_BYTES as u64,
+        meaning: "The head of a part of a batch; beyond it that part fails with 413 part_head_too_large.",
+    },
+    Limit {
+        name: "http.batch_body_max_bytes",
+        value: crate::route::object::BODY_MAX_BYTES,
+        meaning: "The body of a batch; beyond it 413 body_too_large.",
+    },
+    Limit {
+        name: "http.batch_permits",
+        value: crate::route::object::EXECUTOR.permits as u64,
+        meaning: "Operations of all batches at one time; with none free a batch is 429 batch_capacity_exhausted.",
+    },
+    Limit {
+        name: "http.batch_window_percent",
+        value: crate::route::object::EXECUTOR.window_percent as u64,
+        meaning: "What share of the free permits one batch reserves, rounded up.",
+    },
+    Limit {
+        name: "http.batch_bytes_in_flight",
+        value: crate::route::object::EXECUTOR.bytes_in_flight,
+        meaning: "Bytes that the inserts of all batches hold while they run; beyond it they wait.",
+    },
 ];

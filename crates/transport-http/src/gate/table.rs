@@ -11,6 +11,8 @@ pub(crate) enum Access {
     AnyToken,
     /// Whose token carries the scope.
     Scope(Scope),
+    /// Whose token carries one of these scopes; what it may do in particular the route judges.
+    AnyOf(&'static [Scope]),
     /// The same for an object; what is about an upload in parts needs the right to write, whatever the method, and who reads at a
     /// signed address needs no token.
     Object(Scope),
@@ -173,6 +175,11 @@ pub(crate) const ROUTES: &[Route] = &[
             scoped("GET", Scope::ObjectRead).new_work().query(&["prefix", "after", "limit"]),
             scoped("POST", Scope::ObjectWrite).new_work().any_coding(),
         ],
+    ),
+    route(
+        crate::route::object::BATCH,
+        POST,
+        &[rule("POST", Access::AnyOf(&[Scope::ObjectRead, Scope::ObjectWrite, Scope::ObjectDelete])).new_work()],
     ),
     Route {
         template: crate::route::durable::TEMPLATE,

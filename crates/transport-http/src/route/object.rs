@@ -2,6 +2,7 @@
 //! object's bytes beyond the piece that is on its way.
 
 mod answer;
+mod batch;
 mod body;
 mod condition;
 mod metadata;
@@ -35,6 +36,9 @@ use metadata::{digest, metadata};
 use place::{in_collection, key_of, object};
 use problem::{get_problem, nonsense, put_problem, store_problem};
 use range::{IfRange, asked_range};
+
+pub(super) use batch::batch;
+pub(crate) use batch::{BATCH, BODY_MAX_BYTES, EXECUTOR, PART_MAX_COUNT};
 
 /// A collection of objects.
 pub(crate) const COLLECTION: &str = "/v1/objects/{usecase}/{scopes}";
