@@ -1,0 +1,124 @@
+//! `POST /v1/objects:batch/{usecase}/{scopes}`: many operations in one request, answered part by part as their results come, while the
+//! request is still being read. It keeps no object whole, and a part that is wrong fails alone.
+//!
+//! **What waits for whom.** A task of its own reads the request and begins operations; the answer's body only takes what is ready. The
+//! results of insert, head and delete are small and at most as many as there are parts: they wait for the client in a queue, and the
+//! places of their operations are free at once. A get is begun only when one of as many places as the window has is free, which it holds
+//! until the client has taken its last byte; until then it is a key in a queue. So nothing that the client does not take keeps the request
+//! from being read: a client may send everything before it reads anything. In memory are at most a block for each place of the window,
+//! one payload that is being read, and the executor's bytes in flight.
+
+mod input;
+mod part;
+mod reply;
+mod run;
+
+use std::sync::{Arc, OnceLock};
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use futures::StreamExt as _;
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use http_body::Body as _;
+use tidegate_batch::{Collection, Limits};
+use tidegate_core::Principal;
+use tidegate_core::system::OsEntropy;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::place::{collection, not_named};
+use crate::body::ReadsOn;
+use crate::gate::App;
+use crate::multipart::{BoundaryError, Writer, boundary_of};
+use crate::problem::Problem;
+use input::Input;
+use part::Parts;
+use reply::{Reply, ReplyBody};
+use run::{Objects, reply_to};
+
+/// Where batches are sent.
+pub(crate) const BATCH: &str = "/v1/objects:batch/{usecase}/{scopes}";
+const PREFIX: &str = "/v1/objects:batch/";
+
+/// Operations of one batch.
+pub(crate) const PART_MAX_COUNT: usize = 1_000;
+/// The body of a batch: 1,000 parts of 1 MiB, with their heads.
+pub(crate) const BODY_MAX_BYTES: u64 = 1 << 30;
+/// The bounds of all batches of the process.
+pub(crate) const EXECUTOR: Limits = Limits { permits: 500, window_percent: 10, bytes_in_flight: 64 * 1_024 * 1_024 };
+
+/// What a proxy must know: the answer is a stream.
+const X_ACCEL_BUFFERING: http::HeaderName = http::HeaderName::from_static("x-accel-buffering");
+
+pub(in crate::route) async fn batch(
+    State(app): State<Arc<App>>,
+    Extension(principal): Extension<Principal>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let (head, body) = request.into_parts();
+    let collection = in_collection(&principal, &head.uri)?;
+    let boundary = boundary(&head.headers)?;
+    if body.size_hint().lower() > BODY_MAX_BYTES {
+        return Err(body_too_large());
+    }
+    let writer = Writer::new(&OsEntropy).map_err(|error| super::problem::store_problem(&error.into()))?;
+    // Before the first byte is asked for: a client that says `Expect: 100-continue` sends nothing in vain.
+    let reservation = app.executor.reserve().map_err(|error| Problem::of(&error).with("limit", EXECUTOR.permits))?;
+    let last = Arc::new(OnceLock::new());
+    let mut parts = Parts::new(&app, principal, body, &boundary, Arc::clone(&last));
+    // hyper says `100 Continue` only to those whose answer has not begun.
+    parts.begin().await?;
+    let input = Input::new(parts.stream(), reservation.window());
+    let mut batch = reservation.run(input, Objects::new(app.services.objects.clone(), collection));
+    // One for each part, what is wrong with the body, and the end: it is never full.
+    let (replies, waiting) = mpsc::channel(PART_MAX_COUNT + 2);
+    let task = tokio::spawn(async move {
+        while let Some((tag, result)) = batch.next().await {
+            if replies.try_send(reply_to(tag, result)).is_err() {
+                return;
+            }
+        }
+        if let Some(problem) = last.get() {
+            let _ = replies.try_send(Reply::problem(HeaderMap::new(), problem));
+        }
+        let _ = replies.try_send(Reply::End);
+    });
+    let content_type = writer.content_type();
+    // Dropping the answer ends the task: nothing more is read or begun, and what was begun runs to its end.
+    let mut response = Response::new(Body::new(ReplyBody::new(writer, waiting, AbortOnDropHandle::new(task))));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, content_type);
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    response.extensions_mut().insert(ReadsOn);
+    Ok(response)
+}
+
+fn in_collection(principal: &Principal, uri: &Uri) -> Result<Collection, Problem> {
+    let rest = uri.path().strip_prefix(PREFIX).and_then(|rest| rest.split_once('/'));
+    let (usecase, scopes) = rest.ok_or_else(not_named)?;
+    collection(principal, usecase, scopes)
+}
+
+/// The boundary that a request names.
+fn boundary(headers: &HeaderMap) -> Result<String, Problem> {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    boundary_of(content_type).map_err(|error| match error {
+        BoundaryError::Type => {
+            let detail = "a batch is multipart/mixed or multipart/form-data";
+            Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type_unsupported", detail)
+                .with("field", "content-type")
+        }
+        BoundaryError::Boundary => {
+            let detail = "Content-Type: needs a boundary of 1 to 70 characters as RFC 2046 has them";
+            Problem::new(StatusCode::BAD_REQUEST, "invalid_field", detail).with("field", "content-type")
+        }
+    })
+}
+
+fn body_too_large() -> Problem {
+    let detail = format!("the body of a batch has at most {BODY_MAX_BYTES} bytes");
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail).with("max_bytes", BODY_MAX_BYTES)
+}

@@ -1,0 +1,321 @@
+//! Parts of a batch, read as they arrive. What is wrong with a part is that part's error; what is wrong with the body ends the reading
+//! and is told once, after everything else.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http_body_util::BodyExt as _;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use sha2::{Digest as _, Sha256};
+use tidegate_batch::error::PutError;
+use tidegate_batch::object::PATH_MAX_BYTES;
+use tidegate_batch::operation::INSERT_MAX_BYTES;
+use tidegate_batch::{Metadata, ObjectKey, Operation, OperationKind};
+use tidegate_core::{Clock, Principal, Retry};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::super::metadata::{digest, metadata};
+use super::super::place::key_of;
+use super::super::problem::put_problem;
+use super::input::Item;
+use super::{BODY_MAX_BYTES, PART_MAX_COUNT, body_too_large};
+use crate::auth::AuthError;
+use crate::body::BodyError;
+use crate::gate::App;
+use crate::multipart::{Event, HEAD_MAX_BYTES, HEAD_MAX_COUNT, HeadError, NotMultipart, Reader};
+use crate::problem::Problem;
+use crate::route::name::is_encoded_text;
+
+pub(super) const OP: HeaderName = HeaderName::from_static("x-tidegate-op");
+pub(super) const KEY: HeaderName = HeaderName::from_static("x-tidegate-key");
+
+/// What a batch does not take: it would not be heeded, and the client would think that it was.
+const NOT_TAKEN: [HeaderName; 6] = [
+    header::IF_MATCH,
+    header::IF_NONE_MATCH,
+    header::IF_MODIFIED_SINCE,
+    header::IF_UNMODIFIED_SINCE,
+    header::IF_RANGE,
+    header::RANGE,
+];
+
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+
+/// A key as a header's value.
+pub(super) fn encoded(key: &ObjectKey) -> HeaderValue {
+    let text = utf8_percent_encode(key.as_str(), ENCODED).to_string();
+    HeaderValue::try_from(text).expect("percent-encoded text is a header value")
+}
+
+/// Which part a result is of.
+pub(super) struct Tag {
+    pub(super) index: usize,
+    pub(super) kind: Option<OperationKind>,
+    /// As it was sent.
+    pub(super) key: Option<HeaderValue>,
+    /// Where a get's bytes may lie.
+    pub(super) place: Option<OwnedSemaphorePermit>,
+}
+
+/// The parts of one request.
+pub(super) struct Parts {
+    body: Body,
+    reader: Reader,
+    clock: Arc<dyn Clock>,
+    limit_ms: u64,
+    principal: Principal,
+    read_bytes: u64,
+    count: usize,
+    open: Option<Draft>,
+    /// What is wrong with the body.
+    last: Arc<OnceLock<Problem>>,
+    ended: bool,
+}
+
+impl Parts {
+    pub(super) fn new(
+        app: &App,
+        principal: Principal,
+        body: Body,
+        boundary: &str,
+        last: Arc<OnceLock<Problem>>,
+    ) -> Self {
+        Self {
+            body,
+            reader: Reader::new(boundary),
+            clock: Arc::clone(&app.services.clock),
+            limit_ms: app.services.streams.settings().freeze().limits_body_timeout_ms(),
+            principal,
+            read_bytes: 0,
+            count: 0,
+            open: None,
+            last,
+            ended: false,
+        }
+    }
+
+    /// Waits for the first bytes.
+    pub(super) async fn begin(&mut self) -> Result<(), Problem> {
+        match self.more().await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(BodyError::Incomplete.into()),
+            Err(problem) => Err(*problem),
+        }
+    }
+
+    pub(super) fn stream(self) -> BoxStream<'static, Item> {
+        stream::unfold(self, |mut parts| async { Some((parts.next().await?, parts)) }).boxed()
+    }
+
+    async fn next(&mut self) -> Option<Item> {
+        while !self.ended {
+            match self.reader.next() {
+                Ok(Some(Event::Part(_))) if self.count == PART_MAX_COUNT => {
+                    let detail = format!("a batch has at most {PART_MAX_COUNT} parts; those up to there were executed");
+                    let problem = Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_parts", detail);
+                    self.fail(problem.with("max", PART_MAX_COUNT));
+                    self.drain().await;
+                }
+                Ok(Some(Event::Part(head))) => {
+                    self.open = Some(Draft::new(self.count, head, &self.principal));
+                    self.count += 1;
+                }
+                Ok(Some(Event::Data(bytes))) => {
+                    if let Some(open) = &mut self.open {
+                        open.take(&bytes);
+                    }
+                }
+                Ok(Some(Event::PartEnd)) => {
+                    if let Some(open) = self.open.take() {
+                        return Some(open.finish());
+                    }
+                }
+                Ok(Some(Event::End)) => self.drain().await,
+                Ok(None) => match self.more().await {
+                    Ok(true) => {}
+                    Ok(false) => self.broke_off(BodyError::Incomplete.into()),
+                    Err(problem) => self.broke_off(*problem),
+                },
+                Err(NotMultipart) => {
+                    let detail = "the body does not begin with the boundary that Content-Type names";
+                    self.fail(Problem::new(StatusCode::BAD_REQUEST, "malformed_multipart", detail));
+                    self.drain().await;
+                }
+            }
+        }
+        None
+    }
+
+    /// Takes in more of the body; `false` at its end.
+    async fn more(&mut self) -> Result<bool, Box<Problem>> {
+        let deadline = self.clock.now().after(Duration::from_millis(self.limit_ms));
+        loop {
+            let frame = tokio::select! {
+                // First, so that a piece that is there already costs no timer.
+                biased;
+                frame = self.body.frame() => frame,
+                () = self.clock.sleep_until(deadline) => {
+                    return Err(Box::new(BodyError::Timeout { limit_ms: self.limit_ms }.into()));
+                }
+            };
+            let Some(frame) = frame else { return Ok(false) };
+            let Ok(frame) = frame else { return Err(Box::new(BodyError::Incomplete.into())) };
+            // Trailers mean nothing here.
+            let Ok(data) = frame.into_data() else { continue };
+            self.read_bytes += data.len() as u64;
+            if self.read_bytes > BODY_MAX_BYTES {
+                return Err(Box::new(body_too_large()));
+            }
+            self.reader.push(&data);
+            return Ok(true);
+        }
+    }
+
+    /// The body ended within a part, or between two.
+    fn broke_off(&mut self, problem: Problem) {
+        self.ended = true;
+        let whole = self.count - usize::from(self.open.take().is_some());
+        // What was read has been executed: sending all of it again is not the same as sending it once.
+        self.fail(problem.with_retry(Retry::Never).with("parts", whole));
+    }
+
+    fn fail(&mut self, problem: Problem) {
+        let _ = self.last.set(problem);
+    }
+
+    /// Reads what nobody needs, so that a client that sends everything before it reads gets to the answer, and the connection can be used again.
+    async fn drain(&mut self) {
+        self.ended = true;
+        self.reader = Reader::ended();
+        while let Ok(true) = self.more().await {}
+    }
+}
+
+/// A part that is being read.
+struct Draft {
+    tag: Tag,
+    plan: Result<Plan, Box<Problem>>,
+    payload: Vec<u8>,
+}
+
+/// What shall be done when the part is whole.
+enum Plan {
+    Insert { key: Option<ObjectKey>, metadata: Metadata, sha256: Option<[u8; 32]> },
+    Other(Operation),
+}
+
+impl Draft {
+    fn new(index: usize, head: Result<HeaderMap, HeadError>, principal: &Principal) -> Self {
+        let mut tag = Tag { index, kind: None, key: None, place: None };
+        let plan = head.map_err(head_problem).and_then(|head| plan(head, &mut tag, principal)).map_err(Box::new);
+        Self { tag, plan, payload: Vec::new() }
+    }
+
+    fn take(&mut self, bytes: &Bytes) {
+        let problem = match &self.plan {
+            Err(_) => return,
+            Ok(Plan::Insert { .. }) if self.payload.len() + bytes.len() <= INSERT_MAX_BYTES => {
+                self.payload.extend_from_slice(bytes);
+                return;
+            }
+            Ok(Plan::Insert { .. }) => put_problem(PutError::TooLarge { limit_bytes: INSERT_MAX_BYTES as u64 }),
+            Ok(Plan::Other(operation)) => {
+                let detail = format!("a part that is {} has no bytes", operation.kind().as_str());
+                Problem::new(StatusCode::BAD_REQUEST, "unexpected_body", detail)
+            }
+        };
+        self.plan = Err(Box::new(problem));
+        self.payload = Vec::new();
+    }
+
+    fn finish(self) -> Item {
+        let Self { tag, plan, mut payload } = self;
+        let operation = plan.and_then(|plan| match plan {
+            Plan::Other(operation) => Ok(operation),
+            Plan::Insert { sha256: Some(wanted), .. } if *Sha256::digest(&payload) != wanted => {
+                Err(Box::new(put_problem(PutError::Checksum)))
+            }
+            Plan::Insert { key, metadata, .. } => {
+                // What is counted as in flight is what is held.
+                payload.shrink_to_fit();
+                Ok(Operation::Insert { key, metadata, payload: payload.into() })
+            }
+        });
+        (tag, operation.map_err(|problem| *problem))
+    }
+}
+
+fn head_problem(error: HeadError) -> Problem {
+    match error {
+        HeadError::TooLarge => {
+            let detail = format!("a part's head has at most {HEAD_MAX_BYTES} bytes and {HEAD_MAX_COUNT} fields");
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "part_head_too_large", detail).with("max_bytes", HEAD_MAX_BYTES)
+        }
+        HeadError::Malformed => {
+            Problem::new(StatusCode::BAD_REQUEST, "malformed_part_head", "a part's head is not made of header fields")
+        }
+    }
+}
+
+/// What a head asks for.
+fn plan(mut head: HeaderMap, tag: &mut Tag, principal: &Principal) -> Result<Plan, Problem> {
+    // Echoed whatever it is worth, as long as it is not longer than any key.
+    tag.key = head.get(&KEY).filter(|value| value.len() <= 3 * PATH_MAX_BYTES).cloned();
+    let Some(op) = only(&mut head, &OP)? else {
+        let detail = format!("{OP} is missing: it is insert, get, head or delete");
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "missing_field", detail).with("field", OP.as_str()));
+    };
+    let Some(kind) = op.to_str().ok().and_then(OperationKind::parse) else {
+        let detail = format!("{OP} must be insert, get, head or delete");
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "unknown_operation", detail).with("field", OP.as_str()));
+    };
+    tag.kind = Some(kind);
+    let scope = kind.permission();
+    if !principal.scopes.contains(scope) {
+        return Err(AuthError::ScopeMissing { scope }.into());
+    }
+    let key = only(&mut head, &KEY)?.map(|value| decoded(&value)).transpose()?;
+    if let Some(name) = NOT_TAKEN.iter().find(|name| head.contains_key(*name)) {
+        let detail = format!("{name}: a batch takes neither conditions nor ranges");
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_field", detail).with("field", name.as_str()));
+    }
+    if kind == OperationKind::Insert {
+        return Ok(Plan::Insert { key, sha256: digest(&head)?, metadata: metadata(&head)? });
+    }
+    if let Some(name) = head.keys().find(|name| name.as_str().starts_with("x-tidegate-")) {
+        let detail = format!("{name} is not known to {}", kind.as_str());
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "unknown_field", detail).with("field", name.as_str()));
+    }
+    let Some(key) = key else {
+        let detail = format!("{KEY} is missing");
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "missing_field", detail).with("field", KEY.as_str()));
+    };
+    Ok(Plan::Other(match kind {
+        OperationKind::Get => Operation::Get { key },
+        OperationKind::Head => Operation::Head { key },
+        OperationKind::Delete | OperationKind::Insert => Operation::Delete { key },
+    }))
+}
+
+/// Takes out a field that may be there once.
+fn only(head: &mut HeaderMap, name: &HeaderName) -> Result<Option<HeaderValue>, Problem> {
+    if head.get_all(name).iter().nth(1).is_some() {
+        let detail = format!("{name} stands there twice");
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "duplicate_field", detail).with("field", name.as_str()));
+    }
+    Ok(head.remove(name))
+}
+
+fn decoded(value: &HeaderValue) -> Result<ObjectKey, Problem> {
+    let text = std::str::from_utf8(value.as_bytes()).ok().filter(|text| is_encoded_text(text));
+    let text = text.and_then(|text| percent_decode_str(text).decode_utf8().ok()).ok_or_else(|| {
+        Problem::new(StatusCode::BAD_REQUEST, "invalid_name", format!("{KEY} is not percent-encoded UTF-8"))
+            .with("max_bytes", PATH_MAX_BYTES)
+    })?;
+    key_of(&text)
+}
