@@ -15,7 +15,7 @@ use super::error::{ClientError, Interruption};
 use super::{Client, ClientOptions, LineError};
 
 /// What stands in a path segment as it is; the rest is percent-encoded, `/` and `%` too.
-const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+pub(super) const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// Why a request has no answer.
 #[derive(Debug)]

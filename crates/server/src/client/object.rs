@@ -12,10 +12,12 @@ use tidegate_core::id::Name;
 use super::call::{Answer, Patience};
 use super::{Client, ClientError};
 
+mod batch;
 mod body;
 mod read;
 mod upload;
 
+pub use batch::{BATCH_MAX_COUNT, Insert};
 pub use body::{Meter, Piece, sha256};
 pub use read::ObjectReader;
 pub use upload::{PartInfo, UploadRef};
