@@ -6,11 +6,11 @@ use std::ops::Range;
 use std::path::Path as FilePath;
 use std::sync::Arc;
 
-use bytes::{Buf as _, Bytes};
+use bytes::{Buf as _, Bytes, BytesMut};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _};
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, WriteMultipart};
+use object_store::{GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt as _, WriteMultipart};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{GetError, PutError, StoreError, blob_error};
@@ -18,8 +18,13 @@ use crate::stored::{BLOCK_BYTES, BlobId, Piece};
 
 /// Bytes that are handed to the blob store at a time. Twice as many and what is being gathered are in memory for one write.
 const PART_BYTES: usize = 8 * 1_024 * 1_024;
+/// Smaller pieces are copied together, so that a body that comes in crumbs costs no more than its bytes.
+const COPY_BELOW_BYTES: usize = 64 * 1_024;
 /// Parts of one blob that are on their way at the same time.
 const PARTS_IN_FLIGHT: usize = 2;
+
+/// The folder of all blobs.
+const FOLDER: &str = "blobs";
 
 /// Bytes on their way in.
 pub type Body<'a> = BoxStream<'a, Result<Bytes, tidegate_core::port::Cause>>;
@@ -29,30 +34,45 @@ pub type Body<'a> = BoxStream<'a, Result<Bytes, tidegate_core::port::Cause>>;
 pub fn local(directory: &FilePath) -> Result<Arc<dyn ObjectStore>, StoreError> {
     let io = |error: std::io::Error| StoreError::Unavailable(Box::new(error));
     std::fs::create_dir_all(directory).map_err(io)?;
-    remove_staged(directory, 2).map_err(io)?;
+    remove_staged(&directory.join(FOLDER)).map_err(io)?;
     let store = object_store::local::LocalFileSystem::new_with_prefix(directory).map_err(blob_error)?;
     Ok(Arc::new(store.with_fsync(true)))
 }
 
-/// The blob store writes `name#number` first.
-fn remove_staged(directory: &FilePath, depth: u32) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            if depth > 0 {
-                remove_staged(&entry.path(), depth - 1)?;
+/// The blob store writes `name#number` first. Only what has such a name, where blobs lie, is ours to remove.
+fn remove_staged(blobs: &FilePath) -> std::io::Result<()> {
+    let folders = match std::fs::read_dir(blobs) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        folders => folders?,
+    };
+    for folder in folders {
+        let folder = folder?;
+        if !folder.file_type()?.is_dir() {
+            continue;
+        }
+        for file in std::fs::read_dir(folder.path())? {
+            let file = file?;
+            if file.file_name().to_str().is_some_and(is_staged) {
+                std::fs::remove_file(file.path())?;
             }
-        } else if entry.file_name().as_encoded_bytes().contains(&b'#') {
-            std::fs::remove_file(entry.path())?;
         }
     }
     Ok(())
 }
 
+fn is_staged(name: &str) -> bool {
+    name.split_once('#').is_some_and(|(blob, number)| {
+        blob.len() == 32
+            && blob.bytes().all(|byte| byte.is_ascii_hexdigit())
+            && !number.is_empty()
+            && number.bytes().all(|byte| byte.is_ascii_digit())
+    })
+}
+
 /// Where a blob lies. Its name says nothing of the object's.
 pub(crate) fn path(blob: BlobId) -> Path {
     let name = hex::encode(blob.0);
-    Path::from_iter(["blobs", &name[..2], &name])
+    Path::from_iter([FOLDER, &name[..2], &name])
 }
 
 /// Checksums of bytes as they pass.
@@ -101,46 +121,50 @@ impl Summing {
 /// Bytes as they come, gathered up to a bound.
 pub(crate) enum Gathered<'a> {
     /// All there is.
-    Whole(Vec<Bytes>),
+    Whole(Bytes),
     /// More than the bound: what came so far, and what follows.
-    More(Vec<Bytes>, Body<'a>),
+    More(Bytes, Body<'a>),
 }
 
-/// Reads until the end, or until there are more bytes than `limit`.
+/// Reads until the end, or until there are more bytes than `limit`. Copies, so that many small pieces hold no more than they say.
 pub(crate) async fn gather(mut body: Body<'_>, limit: u64) -> Result<Gathered<'_>, PutError> {
-    let mut pieces = Vec::new();
-    let mut length = 0_u64;
+    let mut gathered = BytesMut::new();
     while let Some(bytes) = body.next().await {
-        let bytes = bytes.map_err(PutError::Body)?;
-        if bytes.is_empty() {
-            continue;
-        }
-        length += bytes.len() as u64;
-        pieces.push(bytes);
-        if length > limit {
-            return Ok(Gathered::More(pieces, body));
+        gathered.extend_from_slice(&bytes.map_err(PutError::Body)?);
+        if gathered.len() as u64 > limit {
+            return Ok(Gathered::More(gathered.freeze(), body));
         }
     }
-    Ok(Gathered::Whole(pieces))
+    Ok(Gathered::Whole(gathered.freeze()))
 }
 
-/// Writes a blob. On an error it may be there in part or whole; nothing refers to it.
+/// A blob of which all bytes have come, and which is not there yet.
+pub(crate) struct Unfinished {
+    upload: WriteMultipart,
+    piece: Piece,
+}
+
+impl Unfinished {
+    /// Publishes the blob. Must not be dropped on its way: a blob store may go on with what it has begun.
+    pub(crate) async fn finish(self) -> Result<Piece, StoreError> {
+        self.upload.finish().await.map_err(blob_error)?;
+        Ok(self.piece)
+    }
+}
+
+/// Takes a blob's bytes. On an error, and if it is dropped, the blob never comes to be.
 pub(crate) async fn write(
     store: &dyn ObjectStore,
     blob: BlobId,
-    first: Vec<Bytes>,
-    rest: Option<Body<'_>>,
+    first: Bytes,
+    rest: Body<'_>,
     limit_bytes: u64,
     sha256: Option<[u8; 32]>,
-) -> Result<Piece, PutError> {
+) -> Result<Unfinished, PutError> {
     let upload = store.put_multipart(&path(blob)).await.map_err(blob_error)?;
     let mut upload = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
-    let written = fill(&mut upload, first, rest, limit_bytes, sha256).await;
-    match written {
-        Ok(piece) => {
-            upload.finish().await.map_err(blob_error)?;
-            Ok(Piece { blob, ..piece })
-        }
+    match fill(&mut upload, blob, first, rest, limit_bytes, sha256).await {
+        Ok(piece) => Ok(Unfinished { upload, piece }),
         Err(error) => {
             if let Err(abort) = upload.abort().await {
                 tracing::debug!(error = %abort, "a blob that was broken off was not cleared away yet");
@@ -152,36 +176,37 @@ pub(crate) async fn write(
 
 async fn fill(
     upload: &mut WriteMultipart,
-    first: Vec<Bytes>,
-    rest: Option<Body<'_>>,
+    blob: BlobId,
+    first: Bytes,
+    mut rest: Body<'_>,
     limit_bytes: u64,
     sha256: Option<[u8; 32]>,
 ) -> Result<Piece, PutError> {
     let mut summing = Summing::new(sha256.is_some());
-    let first = futures::stream::iter(first.into_iter().map(Ok));
-    let rest = rest.unwrap_or_else(|| futures::stream::empty().boxed());
-    let mut body = first.chain(rest);
-    while let Some(bytes) = body.next().await {
-        let bytes = bytes.map_err(PutError::Body)?;
+    let mut next = Some(first);
+    while let Some(bytes) = next {
         summing.add(&bytes);
         if summing.length > limit_bytes {
             return Err(PutError::TooLarge { limit_bytes });
         }
         upload.wait_for_capacity(PARTS_IN_FLIGHT).await.map_err(blob_error)?;
-        upload.put(bytes);
+        if bytes.len() < COPY_BELOW_BYTES {
+            upload.write(&bytes)
+        } else {
+            upload.put(bytes)
+        }
+        next = rest.next().await.transpose().map_err(PutError::Body)?;
     }
     let (length, sums, sha) = summing.finish();
     if sha != sha256 {
         return Err(PutError::Checksum);
     }
-    Ok(Piece { blob: BlobId([0; 16]), length, sums })
+    Ok(Piece { blob, length, sums })
 }
 
-/// The SHA-256 of bytes in pieces.
-pub(crate) fn sha256_of(pieces: &[Bytes]) -> [u8; 32] {
-    let mut sha = Sha256::new();
-    pieces.iter().for_each(|piece| sha.update(piece));
-    sha.finalize().into()
+/// The SHA-256 of bytes.
+pub(crate) fn sha256_of(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
 }
 
 /// Deletes a blob; one that is not there is deleted already.
@@ -209,17 +234,9 @@ pub(crate) async fn open(
     let block = BLOCK_BYTES as u64;
     let first_block = range.start / block;
     let aligned = first_block * block..range.end.div_ceil(block).saturating_mul(block).min(piece.length);
-    let found = if aligned.is_empty() {
-        None
-    } else {
-        let options = GetOptions { range: Some(GetRange::Bounded(aligned.clone())), ..GetOptions::default() };
-        Some(store.get_opts(&path(piece.blob), options).await.map_err(|error| match error {
-            object_store::Error::NotFound { .. } => OpenError::Missing,
-            error => OpenError::Store(blob_error(error)),
-        })?)
-    };
+    let opened = if aligned.is_empty() { None } else { Some(found(store, &piece, aligned.clone()).await?) };
     let blocks = Blocks {
-        bytes: found.map(object_store::GetResult::into_stream),
+        bytes: opened.map(object_store::GetResult::into_stream),
         ahead: Bytes::new(),
         sums: piece.sums.into_iter().skip(usize::try_from(first_block).unwrap_or(usize::MAX)),
         at: aligned.start,
@@ -231,6 +248,25 @@ pub(crate) async fn open(
     Ok(futures::stream::try_unfold(blocks, |mut blocks| async move {
         Ok(blocks.next().await?.map(|bytes| (bytes, blocks)))
     }))
+}
+
+async fn found(store: &dyn ObjectStore, piece: &Piece, range: Range<u64>) -> Result<GetResult, OpenError> {
+    let path = path(piece.blob);
+    let cut = |size: u64| {
+        let what = format!("blob {:?} has {size} bytes instead of {}", piece.blob, piece.length);
+        OpenError::Store(StoreError::Corrupt { what: what.into() })
+    };
+    let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
+    match store.get_opts(&path, options).await {
+        Ok(found) if found.meta.size == piece.length => Ok(found),
+        Ok(found) => Err(cut(found.meta.size)),
+        Err(object_store::Error::NotFound { .. }) => Err(OpenError::Missing),
+        // A range beyond the end of a blob that was cut is an error of its own in every store.
+        Err(error) => Err(match store.head(&path).await {
+            Ok(meta) if meta.size != piece.length => cut(meta.size),
+            _ => OpenError::Store(blob_error(error)),
+        }),
+    }
 }
 
 /// A blob's blocks on their way out. At most one block waits.

@@ -1,7 +1,8 @@
 //! The bounded batch executor: many operations at one time, each in a task of its own, with a bound on how many and on the
 //! bytes that they hold. It stores nothing, retries nothing, orders nothing, and never waits for a window.
 //!
-//! The README's chapter on the executor tells its states, its rule against deadlock and its bounds.
+//! The page below tells its states, its rule against deadlock and its bounds.
+#![doc = include_str!("../EXECUTOR.md")]
 
 mod batch;
 mod error;

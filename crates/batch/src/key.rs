@@ -1,6 +1,7 @@
 //! Keys in the metadata store. Names, scopes and keys have no control characters, so a zero byte separates them without escaping.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use tidegate_core::id::Name;
 
 use crate::object::{Collection, ObjectKey};
 use crate::stored::{BlobId, UploadId};
@@ -78,9 +79,17 @@ pub(crate) fn blob_of(intent: &[u8]) -> Option<BlobId> {
     intent.strip_prefix(intents().as_ref())?.try_into().ok().map(BlobId)
 }
 
-/// An upload.
-pub(crate) fn upload(upload: UploadId) -> Bytes {
+/// What a tenant's uploads begin with.
+pub(crate) fn uploads_of(tenant: &Name) -> BytesMut {
     let mut key = begin(UPLOAD);
+    key.put_slice(tenant.as_str().as_bytes());
+    key.put_u8(0);
+    key
+}
+
+/// An upload.
+pub(crate) fn upload(tenant: &Name, upload: UploadId) -> Bytes {
+    let mut key = uploads_of(tenant);
     key.put_slice(&upload.0);
     key.freeze()
 }
@@ -92,7 +101,7 @@ pub(crate) fn uploads() -> Bytes {
 
 /// The upload of its key.
 pub(crate) fn upload_of(key: &[u8]) -> Option<UploadId> {
-    key.strip_prefix(uploads().as_ref())?.try_into().ok().map(UploadId)
+    key.last_chunk().map(|id| UploadId(*id))
 }
 
 /// What the parts of an upload begin with.

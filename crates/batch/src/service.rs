@@ -89,7 +89,7 @@ pub struct ObjectSpec {
     pub write_max: Duration,
     /// How long an upload in parts may take.
     pub upload_max: Duration,
-    /// Uploads in parts that are open at one time.
+    /// Uploads in parts that one tenant has open at one time.
     pub upload_max_open: u64,
 }
 
@@ -101,7 +101,7 @@ impl Default for ObjectSpec {
             grace: Duration::from_secs(60),
             write_max: Duration::from_secs(24 * 3_600),
             upload_max: Duration::from_secs(7 * 24 * 3_600),
-            upload_max_open: 10_000,
+            upload_max_open: 1_000,
         }
     }
 }

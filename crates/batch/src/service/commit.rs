@@ -1,12 +1,11 @@
 //! The one step that changes an object, tried again while others overtake it: the last writer wins.
 
 use bytes::Bytes;
-use tidegate_core::port::{CompareAndSwap, MetaError, SwapOutcome};
+use tidegate_core::port::{CompareAndSwap, MetaError, Revision, Swap, SwapOutcome};
 
 use super::{ATTEMPTS_MAX, Core};
 use crate::error::{PreconditionFailed, PutError, StoreError};
 use crate::object::Version;
-use crate::stored::Head;
 use crate::tier::{Condition, New, replace};
 
 /// What a commit came to.
@@ -47,10 +46,14 @@ impl Core {
                 Ok(SwapOutcome::Mismatch { index, .. }) if index >= along_from => return Ok(Committed::Fenced),
                 Ok(SwapOutcome::Mismatch { .. }) => {}
                 Err(MetaError::Indeterminate(cause)) => {
-                    if self.happened(head_key, new, current.head.as_ref().map(|(head, _)| head), along).await? {
-                        return Ok(Committed::Made(before));
+                    let read = current.head.as_ref().map(|(_, revision)| *revision);
+                    match self.happened(head_key, new, read, along).await {
+                        Ok(Some(true)) => return Ok(Committed::Made(before)),
+                        Ok(Some(false)) => {
+                            tracing::debug!(error = %cause, "a change that was not answered was not made")
+                        }
+                        Ok(None) | Err(_) => return Err(StoreError::Indeterminate(cause).into()),
                     }
-                    tracing::debug!(error = %cause, "a change that storage did not answer did not happen");
                 }
                 Err(error) => return Err(StoreError::from(error).into()),
             }
@@ -58,27 +61,25 @@ impl Core {
         Err(StoreError::Contended.into())
     }
 
-    /// Whether a step that storage did not answer was made.
+    /// Whether a step that storage did not answer was made; `None` = nobody can tell.
     async fn happened(
         &self,
         head_key: &Bytes,
         new: Option<&New>,
-        before: Option<&Head>,
+        read: Option<Revision>,
         along: &[CompareAndSwap],
-    ) -> Result<bool, StoreError> {
-        // What was given along changes in that step and in no other.
-        if let Some(first) = along.first() {
-            let there = self.meta.get(&first.key).await?;
-            return Ok(there.map(|entry| entry.revision) != first.expected);
+    ) -> Result<Option<bool>, StoreError> {
+        let now = self.head(head_key).await?;
+        match (new, &now) {
+            (Some(new), Some((head, _))) if head.version == new.head.version => return Ok(Some(true)),
+            (None, None) => return Ok(Some(true)),
+            _ => {}
         }
-        let now = self.head(head_key).await?.map(|(head, _)| head);
-        let (is, was) = (now.as_ref().map(|head| head.version), before.map(|head| head.version));
-        match new {
-            Some(new) if is == Some(new.head.version) => Ok(true),
-            None if is.is_none() => Ok(true),
-            _ if is == was => Ok(false),
-            // Somebody else changed it since: before or after us, which nobody can tell.
-            _ => Err(StoreError::Indeterminate("the object was changed by another since".into())),
+        // What goes in this step is there still: it was not made. If it is gone, others may have taken it too.
+        if let Some(first) = along.iter().find(|swap| swap.swap == Swap::Delete) {
+            return Ok(self.meta.get(&first.key).await?.map(|_| false));
         }
+        // The very entry that was read is there still. An object that is absent as before may have been written and deleted since.
+        Ok(now.filter(|(_, revision)| Some(*revision) == read).map(|_| false))
     }
 }

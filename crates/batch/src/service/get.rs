@@ -2,6 +2,7 @@
 //! a "not found" for an object that was there all the time.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream};
@@ -12,7 +13,7 @@ use super::{Core, ObjectService, head_key};
 use crate::blob::{self, OpenError};
 use crate::error::{GetError, PreconditionFailed, StoreError};
 use crate::key;
-use crate::object::{Collection, ObjectInfo, ObjectKey};
+use crate::object::{Collection, ObjectInfo, ObjectKey, Version};
 use crate::stored::{Head, Piece, Place, open_body};
 use crate::tier::Condition;
 
@@ -102,7 +103,10 @@ impl ObjectService {
             };
             let body = match &head.place {
                 Place::Hot => self.core.small(collection, key, &head, range.clone()).await?,
-                Place::Cold(pieces) => self.core.large(pieces, range.clone()).await?,
+                Place::Cold(pieces) => {
+                    let whose = (head_key(collection, key), head.version);
+                    ObjectService::large(&self.core, whose, pieces, range.clone()).await?
+                }
             };
             match body {
                 Some(body) => return Ok(Got::Object(Object { info, range, body })),
@@ -158,10 +162,13 @@ impl Core {
         let part = payload.slice(place(range.start)..place(range.end));
         Ok(Some(stream::iter((!part.is_empty()).then_some(Ok(part))).boxed()))
     }
+}
 
+impl ObjectService {
     /// A large object's bytes; `None` = the first blob is gone.
     async fn large(
-        &self,
+        core: &Arc<Core>,
+        whose: (Bytes, Version),
         pieces: &[Piece],
         range: Range<u64>,
     ) -> Result<Option<BoxStream<'static, Result<Bytes, GetError>>>, GetError> {
@@ -178,19 +185,28 @@ impl Core {
         let mut wanted = wanted.into_iter();
         let Some((piece, part)) = wanted.next() else { return Ok(Some(stream::empty().boxed())) };
         // Opened now, so that one that is gone is found before anything is answered.
-        let first = match blob::open(self.cold.as_ref(), piece, part).await {
+        let first = match blob::open(core.cold.as_ref(), piece, part).await {
             Ok(first) => first,
             Err(OpenError::Missing) => return Ok(None),
             Err(OpenError::Store(error)) => return Err(error.into()),
         };
-        let cold = std::sync::Arc::clone(&self.cold);
+        let (core, whose) = (Arc::clone(core), Arc::new(whose));
         let others = stream::iter(wanted.map(Ok)).and_then(move |(piece, part)| {
-            let cold = std::sync::Arc::clone(&cold);
+            let (core, whose) = (Arc::clone(&core), Arc::clone(&whose));
             async move {
-                match blob::open(cold.as_ref(), piece, part).await {
+                let blob = piece.blob;
+                match blob::open(core.cold.as_ref(), piece, part).await {
                     Ok(bytes) => Ok(bytes),
-                    Err(OpenError::Missing) => Err(GetError::Replaced),
                     Err(OpenError::Store(error)) => Err(error.into()),
+                    Err(OpenError::Missing) => {
+                        let now = core.head(&whose.0).await?.map(|(head, _)| head.version);
+                        // The head still says that it is there: nobody replaced it.
+                        Err(if now == Some(whose.1) {
+                            StoreError::Corrupt { what: format!("blob {blob:?} is not there").into() }.into()
+                        } else {
+                            GetError::Replaced
+                        })
+                    }
                 }
             }
         });

@@ -11,6 +11,10 @@ use crate::stored::Head;
 
 /// The most objects of a page.
 pub const LIST_MAX: usize = 1_000;
+/// Entries that are read together at least.
+const PAGE_MIN: usize = 256;
+/// Entries that one request looks at, expired ones too.
+const LOOK_MAX: usize = 4_096;
 
 /// What to list.
 #[derive(Debug, Clone, Default)]
@@ -28,7 +32,7 @@ pub struct ListRequest {
 pub struct Listing {
     /// The objects, without those that have expired.
     pub objects: Vec<ObjectInfo>,
-    /// There is more after this key.
+    /// There is, or may be, more after this key. A page with a next one may have fewer objects than were asked for.
     pub next: Option<ObjectKey>,
 }
 
@@ -49,23 +53,34 @@ impl ObjectService {
         }
         let now = self.core.now();
         let mut listing = Listing { objects: Vec::new(), next: None };
+        let mut looked_at = 0;
         loop {
-            // One more than wanted, to know whether there is more.
-            let wanted = limit + 1 - listing.objects.len();
+            // One more than wanted, to know whether there is more; not too few where many have expired.
+            let wanted = (limit + 1 - listing.objects.len()).max(PAGE_MIN);
             let range = MetaRange { prefix: prefix.clone(), from: from.clone(), limit: wanted };
             let entries = self.core.meta.scan(range).await?;
             let last = entries.last().map(|entry| entry.key.clone());
             let whole = entries.len() < wanted;
             for entry in entries {
+                looked_at += 1;
                 let Some(value) = &entry.value else { continue };
                 let head = Head::open(value)?;
-                if head.is_expired(now) {
+                let expired = head.is_expired(now);
+                if expired && looked_at < LOOK_MAX {
                     continue;
                 }
                 let name = entry.key.get(heads.len()..).and_then(|name| std::str::from_utf8(name).ok());
                 let Some(name) = name.and_then(|name| ObjectKey::new(name).ok()) else {
                     return Err(StoreError::Corrupt { what: "a key of an object is none".into() });
                 };
+                if looked_at >= LOOK_MAX {
+                    // A page may be short, or empty: the caller goes on behind the last one that was looked at.
+                    if !expired {
+                        listing.objects.push(head.info(name.clone()));
+                    }
+                    listing.next = Some(name);
+                    return Ok(listing);
+                }
                 if listing.objects.len() == limit {
                     listing.next = listing.objects.last().map(|last| last.key.clone());
                     return Ok(listing);

@@ -3,14 +3,13 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
-use futures::StreamExt as _;
+use bytes::Bytes;
 use tidegate_core::port::{CompareAndSwap, Revision, Swap, SwapOutcome};
 use uuid::Builder;
 
 use super::commit::Committed;
 use super::{Core, ObjectService, head_key};
-use crate::blob::{self, Body, Gathered};
+use crate::blob::{self, Body, Gathered, Unfinished};
 use crate::error::{PutError, StoreError};
 use crate::key;
 use crate::object::{Collection, METADATA_MAX_BYTES, Metadata, ObjectInfo, ObjectKey, Version};
@@ -48,7 +47,8 @@ impl ObjectService {
     }
 
     /// Writes an object, durable when answered. Memory: up to `hot_max_bytes` and three parts of 8 MiB, however large it is.
-    /// Dropping the future gives the write up; what is left of it is cleared away.
+    /// Dropping the future before the last byte has come gives the write up, and what is left of it is cleared away; afterwards it goes to its end.
+    /// Needs a tokio runtime.
     pub async fn put(
         &self,
         collection: &Collection,
@@ -60,33 +60,37 @@ impl ObjectService {
         let core = &self.core;
         let limit_bytes = core.spec.object_max_bytes;
         match blob::gather(body, core.spec.hot_max_bytes.min(limit_bytes)).await? {
-            Gathered::Whole(pieces) => self.put_small(collection, key, put, pieces).await,
+            Gathered::Whole(payload) => self.put_small(collection, key, put, payload).await,
             Gathered::More(..) if core.spec.hot_max_bytes >= limit_bytes => Err(PutError::TooLarge { limit_bytes }),
             Gathered::More(first, rest) => {
                 // A condition that does not hold already need not cost a blob; it is judged again at the end.
                 self.check_now(collection, key, &put.condition).await?;
                 let writing = Writing::begin(core).await?;
-                let piece =
-                    blob::write(core.cold.as_ref(), writing.blob, first, Some(rest), limit_bytes, put.sha256).await?;
-                let new = self.new_head(put.metadata, Place::Cold(vec![piece.clone()]), piece.length)?;
-                let key_of_head = head_key(collection, key);
-                let along = [writing.consume()];
-                match core.commit(&key_of_head, Some(&new), &put.condition, &along).await {
-                    Ok(Committed::Made(before)) => {
-                        writing.done();
-                        Ok(Written { created: before.is_none(), info: new.head.info(key.clone()) })
-                    }
-                    Ok(Committed::Fenced | Committed::Nothing) => {
-                        Err(PutError::TookTooLong { limit: core.spec.write_max })
-                    }
-                    Err(error) => {
-                        if matches!(&error, PutError::Store(StoreError::Indeterminate(_))) {
-                            // The blob may be referred to by now: only who finds its intent may delete it.
-                            writing.leave();
+                let unfinished =
+                    blob::write(core.cold.as_ref(), writing.blob, first, rest, limit_bytes, put.sha256).await?;
+                let (objects, head_key, key) = (self.clone(), head_key(collection, key), key.clone());
+                // From here on it goes to its end, also if nobody waits for it: a blob that is being published cannot be called back.
+                let ended = tokio::spawn(async move {
+                    let piece = writing.publish(unfinished).await?;
+                    let length = piece.length;
+                    let new = objects.new_head(put.metadata, Place::Cold(vec![piece]), length)?;
+                    let along = [writing.consume()];
+                    match objects.core.commit(&head_key, Some(&new), &put.condition, &along).await {
+                        Ok(Committed::Made(before)) => {
+                            writing.done();
+                            Ok(Written { created: before.is_none(), info: new.head.info(key) })
                         }
-                        Err(error)
+                        Ok(Committed::Fenced | Committed::Nothing) => Err(writing.fenced().await),
+                        Err(error) => {
+                            if matches!(&error, PutError::Store(StoreError::Indeterminate(_))) {
+                                // The blob may be referred to by now: only who finds its intent may delete it.
+                                writing.leave();
+                            }
+                            Err(error)
+                        }
                     }
-                }
+                });
+                ended.await.map_err(|error| StoreError::Indeterminate(Box::new(error)))?
             }
         }
     }
@@ -110,12 +114,11 @@ impl ObjectService {
         collection: &Collection,
         key: &ObjectKey,
         put: Put,
-        pieces: Vec<Bytes>,
+        payload: Bytes,
     ) -> Result<Written, PutError> {
-        if put.sha256.is_some_and(|wanted| wanted != blob::sha256_of(&pieces)) {
+        if put.sha256.is_some_and(|wanted| wanted != blob::sha256_of(&payload)) {
             return Err(PutError::Checksum);
         }
-        let payload = joined(pieces);
         let mut new = self.new_head(put.metadata, Place::Hot, payload.len() as u64)?;
         new.payload = Some(payload);
         match self.core.commit(&head_key(collection, key), Some(&new), &put.condition, &[]).await? {
@@ -153,20 +156,12 @@ pub(super) fn check_metadata(metadata: &Metadata) -> Result<(), PutError> {
     Ok(())
 }
 
-fn joined(mut pieces: Vec<Bytes>) -> Bytes {
-    if pieces.len() <= 1 {
-        return pieces.pop().unwrap_or_default();
-    }
-    let mut whole = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
-    pieces.iter().for_each(|piece| whole.extend_from_slice(piece));
-    whole.freeze()
-}
-
 /// A blob that is being written: its intent is durable. Dropped, it is given up and cleared away.
 pub(super) struct Writing {
     core: Arc<Core>,
     pub(super) blob: BlobId,
     intent: Revision,
+    deadline_ms: i64,
     over: bool,
 }
 
@@ -180,10 +175,32 @@ impl Writing {
         match core.meta.compare_and_swap(vec![put], core.durability).await.map_err(StoreError::from)? {
             SwapOutcome::Swapped(revisions) => {
                 let intent = revisions.first().copied().unwrap_or(Revision(0));
-                Ok(Self { core: Arc::clone(core), blob, intent, over: false })
+                Ok(Self { core: Arc::clone(core), blob, intent, deadline_ms, over: false })
             }
             SwapOutcome::Mismatch { .. } => Err(StoreError::Contended.into()),
         }
+    }
+
+    /// Lets the blob come to be, unless its time is over: the sweep may take the intent some time after that.
+    pub(super) async fn publish(&self, unfinished: Unfinished) -> Result<Piece, PutError> {
+        if self.core.now().unix_ms() >= self.deadline_ms {
+            return Err(self.took_too_long());
+        }
+        Ok(unfinished.finish().await?)
+    }
+
+    fn took_too_long(&self) -> PutError {
+        PutError::TookTooLong { limit: self.core.spec.write_max }
+    }
+
+    /// Others took the intent away: nothing refers to the blob, nothing ever will, and nobody else knows of it.
+    pub(super) async fn fenced(self) -> PutError {
+        if let Err(error) = blob::delete(self.core.cold.as_ref(), self.blob).await {
+            tracing::error!(%error, blob = ?self.blob, "a blob that nobody refers to was not deleted");
+        }
+        let error = self.took_too_long();
+        self.done();
+        error
     }
 
     /// Takes the intent away, in the step that lets something refer to the blob.
@@ -232,15 +249,4 @@ impl Core {
         self.meta.compare_and_swap(vec![forget], self.durability).await?;
         Ok(())
     }
-}
-
-/// Writes one blob whole, for a part of an upload.
-pub(super) async fn write_piece(
-    core: &Core,
-    writing: &Writing,
-    body: Body<'_>,
-    sha256: Option<[u8; 32]>,
-) -> Result<Piece, PutError> {
-    let limit_bytes = core.spec.object_max_bytes;
-    blob::write(core.cold.as_ref(), writing.blob, Vec::new(), Some(body.boxed()), limit_bytes, sha256).await
 }

@@ -12,6 +12,10 @@ use crate::tier::{Current, replace};
 
 /// Entries that are looked at together.
 const PAGE: usize = 256;
+/// Pages of a kind that one sweep looks at.
+const PAGES: usize = 16;
+/// How long after its deadline a write is given up: its writer publishes nothing after the deadline, and has this long to end.
+const DEADLINE_MARGIN_MS: i64 = 10 * 60 * 1_000;
 
 /// How far a sweep came.
 #[derive(Debug, Clone, Default)]
@@ -50,37 +54,27 @@ impl ObjectService {
         }
     }
 
-    /// Looks at some 256 entries of each kind from where the last sweep ended, and clears away what is due. Meant to be called every second or so.
+    /// Looks at some 4,096 entries of each kind from where the last sweep ended, and clears away what is due. What cannot be looked at or
+    /// cleared away is counted and left for the next round; it holds up nothing else. Meant to be called every second or so.
     pub async fn sweep(&self, place: &mut SweepPlace) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
-        place.intents = self.core.sweep_intents(place.intents.take(), false, &mut swept).await?;
-        place.heads = self.core.sweep_heads(place.heads.take(), &mut swept).await?;
-        place.uploads = self.sweep_uploads(place.uploads.take(), &mut swept).await?;
+        for _ in 0..PAGES {
+            place.intents = self.core.sweep_intents(place.intents.take(), false, &mut swept).await?;
+            if place.intents.is_none() {
+                break;
+            }
+        }
+        for _ in 0..PAGES {
+            place.heads = self.core.sweep_heads(place.heads.take(), &mut swept).await?;
+            if place.heads.is_none() {
+                break;
+            }
+        }
+        place.uploads = self.core.sweep_uploads(place.uploads.take(), &mut swept).await?;
         metrics::counter!("tidegate_object_swept_blobs_total").increment(swept.blobs);
         metrics::counter!("tidegate_object_expired_total").increment(swept.expired);
         metrics::counter!("tidegate_object_writes_given_up_total").increment(swept.given_up);
         Ok(swept)
-    }
-
-    async fn sweep_uploads(&self, from: Option<Bytes>, swept: &mut Swept) -> Result<Option<Bytes>, StoreError> {
-        let (entries, next) = self.core.page(key::uploads(), from).await?;
-        let limit_ms = i64::try_from(self.core.spec.upload_max.as_millis()).unwrap_or(i64::MAX);
-        let now_ms = self.core.now().unix_ms();
-        for entry in entries {
-            let (Some(value), Some(upload)) = (&entry.value, key::upload_of(&entry.key)) else { continue };
-            let created_ms = match Upload::open(value) {
-                Ok(upload) => upload.created_ms,
-                Err(error) => {
-                    tracing::error!(%error, "an upload cannot be looked at");
-                    swept.failed += 1;
-                    continue;
-                }
-            };
-            if now_ms.saturating_sub(created_ms) >= limit_ms && self.core.remove_upload(upload, entry.revision).await? {
-                swept.uploads += 1;
-            }
-        }
-        Ok(next)
     }
 }
 
@@ -96,6 +90,26 @@ impl Core {
         Ok((entries, next))
     }
 
+    async fn sweep_uploads(&self, from: Option<Bytes>, swept: &mut Swept) -> Result<Option<Bytes>, StoreError> {
+        let (entries, next) = self.page(key::uploads(), from).await?;
+        for entry in entries {
+            match self.sweep_upload(&entry).await {
+                Ok(removed) => swept.uploads += u64::from(removed),
+                Err(error) => swept.note("an upload", &error),
+            }
+        }
+        Ok(next)
+    }
+
+    async fn sweep_upload(&self, entry: &MetaEntry) -> Result<bool, StoreError> {
+        let (Some(value), Some(upload)) = (&entry.value, key::upload_of(&entry.key)) else { return Ok(false) };
+        let limit_ms = i64::try_from(self.spec.upload_max.as_millis()).unwrap_or(i64::MAX);
+        if self.now().unix_ms().saturating_sub(Upload::open(value)?.created_ms) < limit_ms {
+            return Ok(false);
+        }
+        self.remove_upload(entry.key.clone(), upload, entry.revision).await
+    }
+
     async fn sweep_intents(
         &self,
         from: Option<Bytes>,
@@ -103,76 +117,79 @@ impl Core {
         swept: &mut Swept,
     ) -> Result<Option<Bytes>, StoreError> {
         let (entries, next) = self.page(key::intents(), from).await?;
-        let now_ms = self.now().unix_ms();
         for entry in entries {
-            let (Some(value), Some(blob)) = (&entry.value, key::blob_of(&entry.key)) else { continue };
-            let intent = match Intent::open(value) {
-                Ok(intent) => intent,
-                Err(error) => {
-                    tracing::error!(%error, "a blob's intent cannot be looked at");
-                    swept.failed += 1;
-                    continue;
-                }
-            };
-            let mut revision = entry.revision;
-            match intent {
-                Intent::Garbage { from_ms } if now_ms < from_ms => continue,
-                Intent::Garbage { .. } => {}
-                Intent::Writing { by, deadline_ms } => {
-                    if now_ms < deadline_ms && !(alone && by != self.life) {
-                        continue;
-                    }
-                    // First it is taken from its writer, whose last step fails from then on; then the blob can go.
-                    let garbage = Swap::Put(Intent::Garbage { from_ms: now_ms }.seal());
-                    let swap = CompareAndSwap { key: entry.key.clone(), expected: Some(revision), swap: garbage };
-                    match self.meta.compare_and_swap(vec![swap], self.durability).await? {
-                        SwapOutcome::Swapped(revisions) => {
-                            revision = revisions.first().copied().unwrap_or(revision);
-                            swept.given_up += 1;
-                        }
-                        SwapOutcome::Mismatch { .. } => continue,
-                    }
-                }
-            }
-            if let Err(error) = blob::delete(self.cold.as_ref(), blob).await {
-                tracing::warn!(%error, ?blob, "a blob was not deleted yet");
-                swept.failed += 1;
-                continue;
-            }
-            let forget = CompareAndSwap { key: entry.key, expected: Some(revision), swap: Swap::Delete };
-            if matches!(self.meta.compare_and_swap(vec![forget], self.durability).await?, SwapOutcome::Swapped(_)) {
-                swept.blobs += 1;
+            if let Err(error) = self.sweep_intent(entry, alone, swept).await {
+                swept.note("a blob", &error);
             }
         }
         Ok(next)
     }
 
+    async fn sweep_intent(&self, entry: MetaEntry, alone: bool, swept: &mut Swept) -> Result<(), StoreError> {
+        let (Some(value), Some(blob)) = (&entry.value, key::blob_of(&entry.key)) else { return Ok(()) };
+        let now_ms = self.now().unix_ms();
+        let mut revision = entry.revision;
+        match Intent::open(value)? {
+            Intent::Garbage { from_ms } if now_ms < from_ms => return Ok(()),
+            Intent::Garbage { .. } => {}
+            Intent::Writing { by, deadline_ms } => {
+                let over = now_ms >= deadline_ms.saturating_add(DEADLINE_MARGIN_MS);
+                let foreign = alone && by != self.life;
+                if !over && !foreign {
+                    return Ok(());
+                }
+                // First it is taken from its writer, whose last step fails from then on; then the blob can go.
+                let garbage = Swap::Put(Intent::Garbage { from_ms: now_ms }.seal());
+                let swap = CompareAndSwap { key: entry.key.clone(), expected: Some(revision), swap: garbage };
+                match self.meta.compare_and_swap(vec![swap], self.durability).await? {
+                    SwapOutcome::Swapped(revisions) => {
+                        revision = revisions.first().copied().unwrap_or(revision);
+                        swept.given_up += 1;
+                    }
+                    SwapOutcome::Mismatch { .. } => return Ok(()),
+                }
+            }
+        }
+        blob::delete(self.cold.as_ref(), blob).await?;
+        let forget = CompareAndSwap { key: entry.key, expected: Some(revision), swap: Swap::Delete };
+        if matches!(self.meta.compare_and_swap(vec![forget], self.durability).await?, SwapOutcome::Swapped(_)) {
+            swept.blobs += 1;
+        }
+        Ok(())
+    }
+
     async fn sweep_heads(&self, from: Option<Bytes>, swept: &mut Swept) -> Result<Option<Bytes>, StoreError> {
         let (entries, next) = self.page(key::all_heads(), from).await?;
         for entry in entries {
-            let Some(value) = &entry.value else { continue };
-            let head = match Head::open(value) {
-                Ok(head) => head,
-                Err(error) => {
-                    tracing::error!(%error, "an object cannot be looked at");
-                    swept.failed += 1;
-                    continue;
-                }
-            };
-            if !head.is_expired(self.now()) {
-                continue;
-            }
-            let body = match self.current(&entry.key).await? {
-                // Only what was looked at: another write since then has another time.
-                Current { head: Some((_, revision)), body } if revision == entry.revision => body,
-                _ => continue,
-            };
-            let current = Current { head: Some((head, entry.revision)), body };
-            let swaps = replace(&entry.key, &current, None, self.garbage_from_ms(), &[]);
-            if matches!(self.meta.compare_and_swap(swaps, self.durability).await?, SwapOutcome::Swapped(_)) {
-                swept.expired += 1;
+            match self.sweep_head(entry).await {
+                Ok(removed) => swept.expired += u64::from(removed),
+                Err(error) => swept.note("an object", &error),
             }
         }
         Ok(next)
+    }
+
+    async fn sweep_head(&self, entry: MetaEntry) -> Result<bool, StoreError> {
+        let Some(value) = &entry.value else { return Ok(false) };
+        let head = Head::open(value)?;
+        if !head.is_expired(self.now()) {
+            return Ok(false);
+        }
+        let body = match self.current(&entry.key).await? {
+            // Only what was looked at: another write since then has another time.
+            Current { head: Some((_, revision)), body } if revision == entry.revision => body,
+            _ => return Ok(false),
+        };
+        let current = Current { head: Some((head, entry.revision)), body };
+        let swaps = replace(&entry.key, &current, None, self.garbage_from_ms(), &[]);
+        Ok(matches!(self.meta.compare_and_swap(swaps, self.durability).await?, SwapOutcome::Swapped(_)))
+    }
+}
+
+impl Swept {
+    /// Counts what could not be looked at or cleared away.
+    fn note(&mut self, what: &str, error: &StoreError) {
+        tracing::warn!(%error, "{what} could not be looked at or cleared away now");
+        self.failed += 1;
     }
 }

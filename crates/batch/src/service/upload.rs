@@ -1,18 +1,21 @@
 //! Large objects in parts. Each part is a blob of its own, sent in any order and as often as wanted; completing lets the object refer to
 //! them in one step, without copying. An id proves itself: it is bound to its object, and nobody else can make one.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use tidegate_core::port::{CompareAndSwap, MetaEntry, MetaRange, Revision, Swap, SwapOutcome};
 
 use super::commit::Committed;
-use super::put::{Writing, check_metadata, write_piece};
+use super::put::{Writing, check_metadata};
 use super::{Core, ObjectService, Written, head_key};
-use crate::blob::Body;
+use crate::blob::{self, Body};
 use crate::error::{PutError, StoreError, UploadError};
 use crate::key;
 use crate::object::{Collection, Metadata, ObjectKey, Version};
-use crate::stored::{self, Intent, Part, Place, Upload, UploadId};
+use crate::stored::{self, Intent, Part, Piece, Place, Upload, UploadId};
 use crate::tier::Condition;
 
 /// The most parts of an upload.
@@ -81,11 +84,9 @@ impl ObjectService {
         check_metadata(&metadata)?;
         let core = &self.core;
         let limit = core.spec.upload_max_open;
-        let open = MetaRange {
-            prefix: key::uploads(),
-            from: key::uploads(),
-            limit: usize::try_from(limit).unwrap_or(usize::MAX),
-        };
+        let uploads = key::uploads_of(&collection.tenant).freeze();
+        let limit_count = usize::try_from(limit).unwrap_or(usize::MAX);
+        let open = MetaRange { prefix: uploads.clone(), from: uploads, limit: limit_count };
         if core.meta.scan(open).await.map_err(StoreError::from)?.len() as u64 >= limit {
             return Err(UploadError::TooMany { limit });
         }
@@ -99,7 +100,8 @@ impl ObjectService {
             metadata,
             created_ms: core.now().unix_ms(),
         };
-        let put = CompareAndSwap { key: key::upload(id), expected: None, swap: Swap::Put(upload.seal()) };
+        let put =
+            CompareAndSwap { key: key::upload(&collection.tenant, id), expected: None, swap: Swap::Put(upload.seal()) };
         match core.meta.compare_and_swap(vec![put], core.durability).await.map_err(StoreError::from)? {
             SwapOutcome::Swapped(_) => Ok(token),
             SwapOutcome::Mismatch { .. } => Err(StoreError::Contended.into()),
@@ -122,49 +124,17 @@ impl ObjectService {
         let core = &self.core;
         core.upload(collection, key, token).await?;
         let writing = Writing::begin(core).await?;
-        let piece = write_piece(core, &writing, body, sha256).await?;
-        let part = Part { version: Version(core.draw()?), piece };
-        let written = PartWritten { number, length: part.piece.length, version: part.version };
-        let part_key = key::part(token.id(), number);
-        for _ in 0..super::ATTEMPTS_MAX {
-            let (upload, upload_revision) = core.upload(collection, key, token).await?;
-            let before = core.meta.get(&part_key).await.map_err(StoreError::from)?;
-            let mut swaps = vec![
-                // Written anew, so that who completes or aborts the upload with the parts that he saw is told of this one.
-                CompareAndSwap {
-                    key: key::upload(token.id()),
-                    expected: Some(upload_revision),
-                    swap: Swap::Put(upload.seal()),
-                },
-                CompareAndSwap {
-                    key: part_key.clone(),
-                    expected: before.as_ref().map(|entry| entry.revision),
-                    swap: Swap::Put(part.seal()),
-                },
-                writing.consume(),
-            ];
-            if let Some(value) = before.as_ref().and_then(|entry| entry.value.as_ref()) {
-                swaps.push(core.discard(&Part::open(value)?));
-            }
-            match core.meta.compare_and_swap(swaps, core.durability).await {
-                Ok(SwapOutcome::Swapped(_)) => {
-                    writing.done();
-                    return Ok(written);
-                }
-                Ok(SwapOutcome::Mismatch { index: 2, .. }) => {
-                    return Err(PutError::TookTooLong { limit: core.spec.write_max }.into());
-                }
-                Ok(SwapOutcome::Mismatch { .. }) => {}
-                Err(error) => {
-                    let error = StoreError::from(error);
-                    if matches!(error, StoreError::Indeterminate(_)) {
-                        writing.leave();
-                    }
-                    return Err(error.into());
-                }
-            }
-        }
-        Err(StoreError::Contended.into())
+        let limit_bytes = core.spec.object_max_bytes;
+        let cold = core.cold.as_ref();
+        let unfinished = blob::write(cold, writing.blob, Bytes::new(), body, limit_bytes, sha256).await?;
+        let core = Arc::clone(core);
+        let (collection, key) = (collection.clone(), key.clone());
+        // As with a whole object: a blob that is being published cannot be called back.
+        let ended = tokio::spawn(async move {
+            let piece = writing.publish(unfinished).await?;
+            core.add_part(&collection, &key, token, number, writing, piece).await
+        });
+        ended.await.map_err(|error| StoreError::Indeterminate(Box::new(error)))?
     }
 
     /// The parts that are there, in order.
@@ -204,8 +174,11 @@ impl ObjectService {
         if length > limit_bytes {
             return Err(PutError::TooLarge { limit_bytes }.into());
         }
-        let mut along =
-            vec![CompareAndSwap { key: key::upload(token.id()), expected: Some(revision), swap: Swap::Delete }];
+        let mut along = vec![CompareAndSwap {
+            key: key::upload(&collection.tenant, token.id()),
+            expected: Some(revision),
+            swap: Swap::Delete,
+        }];
         for (number, part, revision) in &there {
             let part_key = key::part(token.id(), *number);
             along.push(CompareAndSwap { key: part_key, expected: Some(*revision), swap: Swap::Delete });
@@ -234,7 +207,7 @@ impl ObjectService {
         let core = &self.core;
         for _ in 0..super::ATTEMPTS_MAX {
             let (_, revision) = core.upload(collection, key, token).await?;
-            if core.remove_upload(token.id(), revision).await? {
+            if core.remove_upload(key::upload(&collection.tenant, token.id()), token.id(), revision).await? {
                 return Ok(());
             }
         }
@@ -271,6 +244,58 @@ fn choose<'a>(there: &'a [(u32, Part, Revision)], named: Option<&[NamedPart]>) -
 }
 
 impl Core {
+    /// Lets an upload refer to a part's blob.
+    async fn add_part(
+        &self,
+        collection: &Collection,
+        key: &ObjectKey,
+        token: UploadToken,
+        number: u32,
+        writing: Writing,
+        piece: Piece,
+    ) -> Result<PartWritten, UploadError> {
+        let part = Part { version: Version(self.draw()?), piece };
+        let written = PartWritten { number, length: part.piece.length, version: part.version };
+        let part_key = key::part(token.id(), number);
+        for _ in 0..super::ATTEMPTS_MAX {
+            let (upload, upload_revision) = self.upload(collection, key, token).await?;
+            let before = self.meta.get(&part_key).await.map_err(StoreError::from)?;
+            let mut swaps = vec![
+                // Written anew, so that who completes or aborts the upload with the parts that he saw is told of this one.
+                CompareAndSwap {
+                    key: key::upload(&collection.tenant, token.id()),
+                    expected: Some(upload_revision),
+                    swap: Swap::Put(upload.seal()),
+                },
+                CompareAndSwap {
+                    key: part_key.clone(),
+                    expected: before.as_ref().map(|entry| entry.revision),
+                    swap: Swap::Put(part.seal()),
+                },
+                writing.consume(),
+            ];
+            if let Some(value) = before.as_ref().and_then(|entry| entry.value.as_ref()) {
+                swaps.push(self.discard(&Part::open(value)?));
+            }
+            match self.meta.compare_and_swap(swaps, self.durability).await {
+                Ok(SwapOutcome::Swapped(_)) => {
+                    writing.done();
+                    return Ok(written);
+                }
+                Ok(SwapOutcome::Mismatch { index: 2, .. }) => return Err(writing.fenced().await.into()),
+                Ok(SwapOutcome::Mismatch { .. }) => {}
+                Err(error) => {
+                    let error = StoreError::from(error);
+                    if matches!(error, StoreError::Indeterminate(_)) {
+                        writing.leave();
+                    }
+                    return Err(error.into());
+                }
+            }
+        }
+        Err(StoreError::Contended.into())
+    }
+
     /// Makes a part's blob garbage.
     fn discard(&self, part: &Part) -> CompareAndSwap {
         let garbage = Intent::Garbage { from_ms: self.now().unix_ms() }.seal();
@@ -286,7 +311,7 @@ impl Core {
     ) -> Result<(Upload, Revision), UploadError> {
         let proof = self.proof(token.id(), collection, object).await?;
         proof.verify_truncated_left(&token.0[16..]).map_err(|_| UploadError::Unknown)?;
-        match self.meta.get(&key::upload(token.id())).await.map_err(StoreError::from)? {
+        match self.meta.get(&key::upload(&collection.tenant, token.id())).await.map_err(StoreError::from)? {
             Some(MetaEntry { value: Some(value), revision, .. }) => Ok((Upload::open(&value)?, revision)),
             _ => Err(UploadError::Unknown),
         }
@@ -350,8 +375,13 @@ impl Core {
     }
 
     /// Removes an upload with its parts; `false` = it changed meanwhile.
-    pub(super) async fn remove_upload(&self, upload: UploadId, revision: Revision) -> Result<bool, StoreError> {
-        let mut swaps = vec![CompareAndSwap { key: key::upload(upload), expected: Some(revision), swap: Swap::Delete }];
+    pub(super) async fn remove_upload(
+        &self,
+        key: Bytes,
+        upload: UploadId,
+        revision: Revision,
+    ) -> Result<bool, StoreError> {
+        let mut swaps = vec![CompareAndSwap { key, expected: Some(revision), swap: Swap::Delete }];
         for (number, part, revision) in self.parts(upload).await? {
             swaps.push(CompareAndSwap { key: key::part(upload, number), expected: Some(revision), swap: Swap::Delete });
             swaps.push(self.discard(&part));

@@ -541,13 +541,79 @@ async fn a_change_that_storage_does_not_answer_is_found_out_and_answered() {
     }
 }
 
+#[tokio::test]
+async fn a_completion_that_storage_did_not_make_is_not_answered_as_made_whatever_others_do_to_the_upload() {
+    let mut faulty = None;
+    let world = world_over(|clock| {
+        let store = FaultyStore::new(MemoryStore::new(Arc::new(clock)), 7);
+        faulty = Some(Arc::clone(&store));
+        store
+    });
+    let faulty = faulty.unwrap();
+    let (objects, collection) = (&world.objects, &world.collection);
+    let name = &key("a");
+    for aborts in [false, true] {
+        let token = objects.begin_upload(collection, name, Metadata::default()).await.unwrap();
+        objects.put_part(collection, name, token, 1, None, body(&content(10))).await.unwrap();
+        faulty.plan().fail_next_of(Call::Swap, 1, Fault::Indeterminate { applied: false });
+        faulty.plan().hold_answers(Call::Swap);
+        let condition = Condition::default();
+        let complete = objects.complete_upload(collection, name, token, None, &condition);
+        let others = async {
+            faulty.plan().wait_for_held(1).await;
+            faulty.plan().resume();
+            if aborts {
+                let _ = objects.abort_upload(collection, name, token).await;
+            } else {
+                let _ = objects.put_part(collection, name, token, 1, None, body(&content(20))).await;
+            }
+        };
+        let (completed, ()) = tokio::join!(complete, others);
+        let there = world.get("a", &Get::default()).await;
+        assert_eq!(completed.is_ok(), there.is_ok(), "{completed:?}");
+        let _ = objects.delete(collection, name, &condition).await;
+        let _ = objects.abort_upload(collection, name, token).await;
+    }
+}
+
+#[tokio::test]
+async fn a_later_blob_of_an_object_that_is_lost_or_cut_is_damage_and_not_a_replacement() {
+    let world = world();
+    let (objects, collection) = (&world.objects, &world.collection);
+    let name = &key("a");
+    let token = objects.begin_upload(collection, name, Metadata::default()).await.unwrap();
+    objects.put_part(collection, name, token, 1, None, body(&content(10))).await.unwrap();
+    let [first] = &world.blobs()[..] else { panic!("one blob") };
+    objects.put_part(collection, name, token, 2, None, body(&content(LARGE))).await.unwrap();
+    objects.complete_upload(collection, name, token, None, &Condition::default()).await.unwrap();
+    let second = world.blobs().into_iter().find(|path| path != first).unwrap();
+    let good = std::fs::read(&second).unwrap();
+    let is_damage = async || {
+        let read = world.get("a", &Get::default()).await;
+        assert!(matches!(read, Err(GetError::Store(StoreError::Corrupt { .. }))), "{read:?}");
+        let get = Get { range: Some(ByteRange::From(10 + BLOCK_BYTES as u64)), ..Get::default() };
+        let read = world.get("a", &get).await;
+        assert!(matches!(read, Err(GetError::Store(StoreError::Corrupt { .. }))), "{read:?}");
+    };
+    for length in [0, 10, BLOCK_BYTES, good.len() - 1] {
+        std::fs::write(&second, &good[..length]).unwrap();
+        is_damage().await;
+    }
+    std::fs::remove_file(&second).unwrap();
+    is_damage().await;
+}
+
 #[test]
-fn a_local_directory_is_cleared_of_what_an_earlier_process_left_aside() {
+fn a_local_directory_is_cleared_of_what_an_earlier_process_left_aside_and_of_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let deep = folder.path().join("blobs/ab");
     std::fs::create_dir_all(&deep).unwrap();
-    std::fs::write(deep.join("abcd#1"), "half").unwrap();
-    std::fs::write(deep.join("abcd"), "whole").unwrap();
+    let blob = "ab".repeat(16);
+    let kept = [deep.join(&blob), deep.join("notes#1"), folder.path().join("notes#1")];
+    let staged = deep.join(format!("{blob}#12"));
+    for path in kept.iter().chain([&staged]) {
+        std::fs::write(path, "bytes").unwrap();
+    }
     blob::local(folder.path()).unwrap();
-    assert!(!deep.join("abcd#1").exists() && deep.join("abcd").exists());
+    assert!(!staged.exists() && kept.iter().all(|path| path.exists()));
 }
