@@ -37,8 +37,12 @@ pub(super) fn metadata(headers: &HeaderMap) -> Result<Metadata, Problem> {
     Ok(metadata)
 }
 
-/// The SHA-256 that the bytes must have (RFC 9530).
+/// The SHA-256 that the bytes must have (RFC 9530). A request whose bytes are a part of an object's is refused: it would be taken for
+/// the whole (RFC 9110, section 14.5).
 pub(super) fn digest(headers: &HeaderMap) -> Result<Option<[u8; 32]>, Problem> {
+    if headers.contains_key(header::CONTENT_RANGE) {
+        return Err(refused(&header::CONTENT_RANGE, "an object is written whole; large ones go by ?uploads in parts"));
+    }
     let mut found: Option<[u8; 32]> = None;
     let mut given = false;
     for value in headers.get_all(CONTENT_DIGEST) {
@@ -96,6 +100,13 @@ fn refused(name: &HeaderName, detail: &str) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_of_an_object_is_not_taken_for_the_whole() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_RANGE, HeaderValue::from_static("bytes 100-199/200"));
+        assert_eq!(digest(&headers).unwrap_err().code(), "invalid_field");
+    }
 
     #[test]
     fn a_digest_is_one_sha_256_or_it_is_refused() {
