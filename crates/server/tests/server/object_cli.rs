@@ -290,3 +290,52 @@ fn no_key_writes_outside_the_folder_and_what_fails_is_told_by_name() {
     assert!(lines.iter().any(|line| line["key"] == "good" && line["status"] == "done"), "{lines:?}");
     assert_eq!(lines.last().unwrap()["end"]["failed"], 1);
 }
+
+#[test]
+fn a_batch_that_is_killed_does_what_is_left() {
+    let server = server();
+    fs::create_dir(server.path("up")).unwrap();
+    for number in 0..3_500 {
+        fs::write(server.path(&format!("up/{number}")), format!("{number}")).unwrap();
+    }
+    let mut child = tidegate()
+        .args(["object", "batch", "up", "many/_", "up", "--url", &server.url()])
+        .current_dir(server.path("."))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let noted = || fs::metadata(server.path("up/.tidegate-batch")).is_ok_and(|metadata| metadata.len() > 0);
+    until("something is done", noted);
+    child.kill().unwrap();
+    wait(&mut child);
+    let text = ok(&server.client(&["object", "batch", "up", "many/_", "up"]));
+    let numbers: Vec<u64> = text.split([' ', ',']).filter_map(|word| word.parse().ok()).collect();
+    assert!(numbers[1] > 0 && numbers[0] + numbers[1] == 3_500 && numbers[2] == 0, "{text}");
+    assert_eq!(ok(&server.client(&["object", "ls", "many/_", "--json"])).lines().count(), 3_500);
+}
+
+#[test]
+fn keys_are_fetched_while_their_list_is_still_being_written() {
+    let server = server();
+    fs::write(server.path("in"), "x").unwrap();
+    for key in ["one", "two"] {
+        ok(&server.client(&["object", "put", "c/_", key, "in"]));
+    }
+    let mut child = tidegate()
+        .args(["object", "batch", "down", "c/_", "-", "--to", "to", "--url", &server.url()])
+        .current_dir(server.path("."))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut list = child.stdin.take().unwrap();
+    for key in ["one", "two"] {
+        list.write_all(format!("{key}\n").as_bytes()).unwrap();
+        until("it is here", || server.path(&format!("to/{key}")).exists());
+    }
+    drop(list);
+    assert_eq!(wait(&mut child).code(), Some(0));
+}
