@@ -382,6 +382,33 @@ fn a_client_that_sends_everything_before_it_reads_is_not_waited_for() {
 }
 
 #[test]
+fn over_http_2_a_client_that_sends_everything_before_it_reads_is_not_waited_for_either() {
+    block_on(async {
+        let world = World::start();
+        let large = vec![7; 100_000];
+        assert_eq!(world.put("/v1/objects/files/_/large", &large).await.status(), 201);
+        super::tls::install_provider();
+        let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+        let gets = (0..200).map(|_| op("get", "large"));
+        let inserts = (0..300).map(|at| insert(&format!("k{at}"), vec![1; 20_000]));
+        let bytes = body(gets.chain(inserts));
+        let request = client.post(format!("http://{}{PATH}", world.address)).header(MIXED.0, MIXED.1).body(bytes);
+        let answer = within("the head", request.send()).await.unwrap();
+        until("the inserts to be executed though nothing was read", async || {
+            world.get("/v1/objects/files/_/k299").await.status() == 200
+        })
+        .await;
+        let content_type = answer.headers()["content-type"].to_str().unwrap().to_owned();
+        let all = within("the whole", answer.bytes()).await.unwrap();
+        let (parts, ended) = parts_of(&content_type, &all);
+        assert!(ended);
+        assert_eq!(parts.len(), 500);
+        let got = parts.iter().filter(|part| part.status() == 200 && part.bytes == large);
+        assert_eq!(got.count(), 200);
+    });
+}
+
+#[test]
 fn at_capacity_a_batch_is_refused_unread_and_those_who_go_away_give_their_room_back() {
     block_on(async {
         let world = World::start();
