@@ -93,7 +93,11 @@ impl Operate<Operation> for Objects {
 /// The reply to one part.
 pub(super) fn reply_to(tag: Tag, result: Result<Done, ItemError<Box<Problem>, Problem>>) -> Reply {
     let Tag { index, kind, key, place } = tag;
-    let mut head = HeaderMap::new();
+    let mut head = match &result {
+        Ok(Done::Written(written)) => of_a_write(&written.info),
+        Ok(Done::Got { info, .. } | Done::Known(info)) => of_an_object(info),
+        _ => HeaderMap::new(),
+    };
     head.insert(INDEX, HeaderValue::from(index));
     if let Some(kind) = kind {
         head.insert(OP, HeaderValue::from_static(kind.as_str()));
@@ -105,22 +109,15 @@ pub(super) fn reply_to(tag: Tag, result: Result<Done, ItemError<Box<Problem>, Pr
         Ok(Done::Written(written)) => {
             head.insert(KEY, encoded(&written.info.key));
             status(&mut head, if written.created { StatusCode::CREATED } else { StatusCode::OK });
-            let ours = |name: &HeaderName| {
-                let text = name.as_str();
-                text.starts_with("x-tidegate-") && !text.starts_with(CUSTOM)
-            };
-            known(&mut head, &written.info, |name| ours(name) || [header::ETAG, header::LAST_MODIFIED].contains(name));
             Reply::Part { head, content: Content::Whole(Bytes::new()) }
         }
         Ok(Done::Known(info)) => {
             status(&mut head, StatusCode::OK);
-            known(&mut head, &info, of_a_part);
             head.insert(LENGTH, HeaderValue::from(info.length));
             Reply::Part { head, content: Content::Whole(Bytes::new()) }
         }
         Ok(Done::Got { info, first, rest }) => {
             status(&mut head, StatusCode::OK);
-            known(&mut head, &info, of_a_part);
             head.insert(header::CONTENT_LENGTH, HeaderValue::from(info.length));
             Reply::Part { head, content: Content::Stream { first, rest, left: info.length, place } }
         }
@@ -148,16 +145,22 @@ pub(super) fn status(head: &mut HeaderMap, status: StatusCode) {
     head.insert(STATUS, HeaderValue::from(status.as_u16()));
 }
 
-/// What makes sense in a part of an answer.
-fn of_a_part(name: &HeaderName) -> bool {
-    ![header::CACHE_CONTROL, header::ACCEPT_RANGES].contains(name)
+/// What is known of an object, as far as it makes sense in a part of an answer.
+fn of_an_object(info: &ObjectInfo) -> HeaderMap {
+    let mut head = HeaderMap::with_capacity(20);
+    describe(&mut head, info);
+    head.remove(header::CACHE_CONTROL);
+    head.remove(header::ACCEPT_RANGES);
+    head
 }
 
-/// Adds what is known of an object.
-fn known(head: &mut HeaderMap, info: &ObjectInfo, wanted: impl Fn(&HeaderName) -> bool) {
-    let mut all = HeaderMap::new();
-    describe(&mut all, info);
-    head.extend(all.into_iter().filter(|(name, _)| name.as_ref().is_some_and(&wanted)));
+/// What a write is answered with: not what its writer has just said.
+fn of_a_write(info: &ObjectInfo) -> HeaderMap {
+    let told = |name: &HeaderName| {
+        let ours = name.as_str().starts_with("x-tidegate-") && !name.as_str().starts_with(CUSTOM);
+        ours || [header::ETAG, header::LAST_MODIFIED].contains(name)
+    };
+    of_an_object(info).into_iter().filter_map(|(name, value)| Some((name.filter(told)?, value))).collect()
 }
 
 impl Reply {
