@@ -133,6 +133,7 @@ fn what_is_said_of_an_object_and_what_must_be_there_count() {
     ok(&server.client(&["object", "get", "c/_", key, "-o", "out"]));
     assert_eq!(fs::read_to_string(server.path("out")).unwrap(), "from a pipe");
     assert!(!server.path("out.partial").exists() && !server.path("out.partial.note").exists());
+    assert_eq!(ok(&server.client(&["object", "get", "c/_", key, "-o", "/dev/stdout"])), "from a pipe");
     assert_eq!(server.client(&["object", "put", "c/_", "k", "missing"]).status.code(), Some(1));
 }
 

@@ -82,6 +82,10 @@ pub(super) async fn run(common: &ClientArgs, args: &GetArgs) -> Result<(), Comma
                 };
                 progress.finish();
                 let (bytes, etag) = got?;
+                // Into a pipe or a device, perhaps this very output: the bytes stand for themselves.
+                if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+                    return Ok(());
+                }
                 if common.json {
                     return say(&serde_json::json!({ "key": args.key, "bytes": bytes, "etag": etag }).to_string());
                 }
