@@ -7,6 +7,8 @@
 mod object;
 #[path = "batch/simulation.rs"]
 mod simulation;
+#[path = "batch/upload.rs"]
+mod upload;
 #[path = "batch/world.rs"]
 mod world;
 
