@@ -20,9 +20,7 @@ mod stream;
 mod top;
 
 pub use group::{ConsumeArgs, CreateGroupArgs, GroupCommand, GroupSpecArgs, SeekArgs};
-pub use object::{
-    BatchCommand, DownArgs, GetArgs, ListArgs, ObjectCommand, PutArgs, RemoveArgs, TransferArgs, UpArgs,
-};
+pub use object::{BatchCommand, DownArgs, GetArgs, ListArgs, ObjectCommand, PutArgs, RemoveArgs, TransferArgs, UpArgs};
 pub use query::run as run_query;
 pub(crate) use report::failure as report_error;
 pub use stream::{CreateArgs, PublishArgs, StreamCommand, TailArgs};
