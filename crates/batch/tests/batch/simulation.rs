@@ -17,7 +17,7 @@ use tidegate_batch::{
 };
 use tidegate_core::id::Name;
 use tidegate_core::port::{Durability, MetaRange, MetaStore};
-use tidegate_testkit::{ManualClock, MemoryStore, SeededEntropy};
+use tidegate_testkit::{Fault, FaultyStore, ManualClock, MemoryStore, SeededEntropy};
 
 use crate::world::{Gate, GatedBlobs, GatedMeta};
 
@@ -146,8 +146,23 @@ impl Actor {
     async fn write(&self, object: u64) {
         let begun = self.history.lock().begin(object, true);
         let bytes = content(begun.wrote.unwrap());
-        let put = self.objects.put(&self.collection, &key(object), Put::default(), body(bytes)).await;
-        self.history.lock().end(begun, happened(&put));
+        let (collection, key) = (&self.collection, key(object));
+        let put = self.objects.put(collection, &key, Put::default(), body(bytes));
+        let happened = if self.chance.below(6) == 0 {
+            // The caller goes away.
+            let patience = async {
+                for _ in 0..self.chance.below(40) {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::select! {
+                put = put => happened(&put),
+                () = patience => None,
+            }
+        } else {
+            happened(&put.await)
+        };
+        self.history.lock().end(begun, happened);
     }
 
     async fn delete(&self, object: u64) {
@@ -208,14 +223,20 @@ async fn read(objects: &ObjectService, collection: &Collection, object: u64) -> 
                     assert_eq!(bytes.len() as u64, found.info.length);
                     Some(Some(write_of(&bytes)))
                 }
-                Err(GetError::Replaced) => None,
-                Err(error) => panic!("object {object}: {error}"),
+                Err(error) => unknown(object, &error),
             }
         }
         Ok(Got::NotModified(_)) => unreachable!("nothing was made a condition"),
         Err(GetError::NotFound { .. }) => Some(None),
-        Err(GetError::Replaced) => None,
-        Err(error) => panic!("object {object}: {error}"),
+        Err(error) => unknown(object, &error),
+    }
+}
+
+/// A reading that tells nothing, as it may; damage it may never tell.
+fn unknown(object: u64, error: &GetError) -> Option<Option<u64>> {
+    match error {
+        GetError::Replaced | GetError::Store(StoreError::Unavailable(_)) => None,
+        error => panic!("object {object}: {error}"),
     }
 }
 
@@ -231,7 +252,7 @@ fn collection() -> Collection {
 struct World {
     seed: u64,
     clock: ManualClock,
-    meta: Arc<MemoryStore>,
+    meta: Arc<FaultyStore<MemoryStore>>,
     blobs: Arc<InMemory>,
     history: Arc<Mutex<History>>,
 }
@@ -239,8 +260,24 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         let clock = ManualClock::new();
-        let meta = MemoryStore::new(Arc::new(clock.clone()));
+        let meta = FaultyStore::new(MemoryStore::new(Arc::new(clock.clone())), seed);
         Self { seed, clock, meta, blobs: Arc::new(InMemory::new()), history: Arc::default() }
+    }
+
+    /// What goes wrong in this world besides the kills.
+    fn break_storage(&self) {
+        let plan = self.meta.plan();
+        match self.seed % 5 {
+            1 => plan.fail_with_probability(0.05, Fault::Indeterminate { applied: true }),
+            2 => plan.fail_with_probability(0.05, Fault::Indeterminate { applied: false }),
+            3 => {
+                plan.fail_with_probability(0.02, Fault::Indeterminate { applied: true });
+                plan.fail_with_probability(0.02, Fault::Indeterminate { applied: false });
+                plan.fail_with_probability(0.02, Fault::Unavailable);
+                plan.fail_reads_with_probability(0.02);
+            }
+            _ => {}
+        }
     }
 
     fn open(&self, life: u64, gate: &Arc<Gate>) -> ObjectService {
@@ -261,12 +298,18 @@ impl World {
 
     /// One life of the server, that ends at a step. `true` = it came to its end before that.
     fn live(&self, life: u64, steps: i64) -> bool {
-        let gate = Gate::new(self.seed ^ life, steps);
+        self.break_storage();
+        let gate = if self.seed % 5 == 4 {
+            Gate::failing(self.seed ^ life, steps)
+        } else {
+            Gate::new(self.seed ^ life, steps)
+        };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let whole = runtime.block_on(async {
             let objects = self.open(life, &gate);
             let work = async {
-                objects.recover().await.unwrap();
+                // Storage may fail it: then somebody tries again later.
+                let _ = objects.recover().await;
                 let mut tasks = tokio::task::JoinSet::new();
                 for actor in 0..ACTORS {
                     let chance = Arc::new(SeededEntropy::new(self.seed.wrapping_mul(31) ^ (life << 8) ^ actor));
@@ -278,7 +321,7 @@ impl World {
                 let sweeps = tokio::spawn(async move {
                     let mut place = Default::default();
                     loop {
-                        sweeping.sweep(&mut place).await.unwrap();
+                        let _ = sweeping.sweep(&mut place).await;
                         tokio::task::yield_now().await;
                     }
                 });
@@ -295,12 +338,14 @@ impl World {
         });
         // The server is gone with everything that it was about to do.
         drop(runtime);
+        self.meta.plan().heal();
         self.history.lock().crash();
         whole
     }
 
     /// After the last life: everything is finished, and nothing is left over.
     fn check(&self) {
+        self.meta.plan().heal();
         let gate = Gate::new(self.seed, i64::MAX);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {

@@ -25,6 +25,7 @@ use tokio::sync::Notify;
 /// What every step passes.
 pub(crate) struct Gate {
     steps_left: AtomicI64,
+    fails: bool,
     chance: SeededEntropy,
     /// Told when the server stops.
     pub(crate) stopped: Notify,
@@ -32,7 +33,26 @@ pub(crate) struct Gate {
 
 impl Gate {
     pub(crate) fn new(seed: u64, steps: i64) -> Arc<Self> {
-        Arc::new(Self { steps_left: AtomicI64::new(steps), chance: SeededEntropy::new(seed), stopped: Notify::new() })
+        Arc::new(Self {
+            steps_left: AtomicI64::new(steps),
+            fails: false,
+            chance: SeededEntropy::new(seed),
+            stopped: Notify::new(),
+        })
+    }
+
+    /// The same, and the blob store fails now and then, before or after it has done what it was asked.
+    pub(crate) fn failing(seed: u64, steps: i64) -> Arc<Self> {
+        let gate = Arc::into_inner(Self::new(seed, steps)).unwrap();
+        Arc::new(Self { fails: true, ..gate })
+    }
+
+    async fn pass_blob(&self) -> object_store::Result<()> {
+        self.pass().await;
+        if self.fails && self.chance.below(40) == 0 {
+            return Err(object_store::Error::Generic { store: "gated", source: "it fails".into() });
+        }
+        Ok(())
     }
 
     pub(crate) async fn pass(&self) {
@@ -101,9 +121,9 @@ impl fmt::Display for GatedBlobs {
 #[async_trait]
 impl ObjectStore for GatedBlobs {
     async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> object_store::Result<PutResult> {
-        self.gate.pass().await;
+        self.gate.pass_blob().await?;
         let put = self.store.put_opts(at, payload, options).await;
-        self.gate.pass().await;
+        self.gate.pass_blob().await?;
         put
     }
 
@@ -112,13 +132,13 @@ impl ObjectStore for GatedBlobs {
         at: &Path,
         options: PutMultipartOptions,
     ) -> object_store::Result<Box<dyn MultipartUpload>> {
-        self.gate.pass().await;
+        self.gate.pass_blob().await?;
         let upload = self.store.put_multipart_opts(at, options).await?;
         Ok(Box::new(GatedUpload { upload, gate: Arc::clone(&self.gate) }))
     }
 
     async fn get_opts(&self, at: &Path, options: GetOptions) -> object_store::Result<GetResult> {
-        self.gate.pass().await;
+        self.gate.pass_blob().await?;
         self.store.get_opts(at, options).await
     }
 
@@ -135,7 +155,7 @@ impl ObjectStore for GatedBlobs {
         let gated = locations.then(move |at| {
             let gate = Arc::clone(&gate);
             async move {
-                gate.pass().await;
+                gate.pass_blob().await?;
                 at
             }
         });
@@ -145,7 +165,7 @@ impl ObjectStore for GatedBlobs {
             .then(move |at| {
                 let gate = Arc::clone(&gate);
                 async move {
-                    gate.pass().await;
+                    gate.pass_blob().await?;
                     at
                 }
             })
@@ -183,15 +203,15 @@ impl MultipartUpload for GatedUpload {
         let part = self.upload.put_part(payload);
         let gate = Arc::clone(&self.gate);
         Box::pin(async move {
-            gate.pass().await;
+            gate.pass_blob().await?;
             part.await
         })
     }
 
     async fn complete(&mut self) -> object_store::Result<PutResult> {
-        self.gate.pass().await;
+        self.gate.pass_blob().await?;
         let done = self.upload.complete().await;
-        self.gate.pass().await;
+        self.gate.pass_blob().await?;
         done
     }
 
