@@ -252,7 +252,7 @@ enum Found {
 }
 
 /// What one feed keeps at most.
-pub(crate) const FEED_MAX_BYTES: u64 = 2 * 1024 * 1024;
+pub(crate) const FEED_MAX_BYTES: u64 = 4 * 1024 * 1024;
 /// What is read for all at a time.
 const FILL: ReadBounds = ReadBounds { records: 4_096, bytes: 256 * 1024 };
 /// So many times in a row at most, before who waits is told.
