@@ -58,17 +58,58 @@ pub(super) fn incoming(app: &App, body: Body) -> Result<BoxStream<'static, Resul
 #[error("the object's bytes broke off")]
 struct BrokenOff;
 
-/// An object, or a part of it, as an answer's body. Its length is told; the next piece is asked for when the client has taken the last.
-pub(super) struct ObjectBody {
+/// An object's bytes in pieces, no more and no fewer than were told. What breaks off, or is longer, is an error.
+pub(super) struct Pieces {
     bytes: BoxStream<'static, Result<Bytes, GetError>>,
     rest: Bytes,
     /// What is still to be given, `rest` with it.
     left: u64,
 }
 
+impl Pieces {
+    /// `first` is what is there already, `left` how many bytes there are with it.
+    pub(super) fn new(first: Bytes, bytes: BoxStream<'static, Result<Bytes, GetError>>, left: u64) -> Self {
+        if first.len() as u64 > left {
+            // Never a part of what is longer than it says: the first look finds that it broke off.
+            return Self { bytes: stream::empty().boxed(), rest: Bytes::new(), left: left.max(1) };
+        }
+        Self { bytes, rest: first, left }
+    }
+
+    pub(super) fn left(&self) -> u64 {
+        self.left
+    }
+
+    /// The next piece; `None` once all were given.
+    pub(super) fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, axum::BoxError>>> {
+        if self.left == 0 {
+            return Poll::Ready(None);
+        }
+        while self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.bytes).poll_next(context)) {
+                Some(Ok(bytes)) if bytes.len() as u64 <= self.left => self.rest = bytes,
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "an object broke off while it was being read");
+                    return Poll::Ready(Some(Err(error.into())));
+                }
+                Some(Ok(_)) | None => {
+                    tracing::error!(left = self.left, "an object is not as long as it says");
+                    return Poll::Ready(Some(Err(BrokenOff.into())));
+                }
+            }
+        }
+        let piece = self.rest.split_to(PIECE_BYTES.min(self.rest.len()));
+        self.left -= piece.len() as u64;
+        Poll::Ready(Some(Ok(piece)))
+    }
+}
+
+/// An object, or a part of it, as an answer's body. Its length is told; the next piece is asked for when the client has taken the last.
+pub(super) struct ObjectBody(Pieces);
+
 impl ObjectBody {
     pub(super) fn new(bytes: BoxStream<'static, Result<Bytes, GetError>>, length: u64) -> Self {
-        Self { bytes, rest: Bytes::new(), left: length }
+        Self(Pieces::new(Bytes::new(), bytes, length))
     }
 }
 
@@ -80,33 +121,15 @@ impl http_body::Body for ObjectBody {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
-        let body = self.get_mut();
-        if body.left == 0 {
-            return Poll::Ready(None);
-        }
-        while body.rest.is_empty() {
-            match ready!(Pin::new(&mut body.bytes).poll_next(context)) {
-                Some(Ok(bytes)) if bytes.len() as u64 <= body.left => body.rest = bytes,
-                Some(Err(error)) => {
-                    tracing::warn!(%error, "an object broke off while it was being read");
-                    return Poll::Ready(Some(Err(error.into())));
-                }
-                Some(Ok(_)) | None => {
-                    tracing::error!(left = body.left, "an object is not as long as it says");
-                    return Poll::Ready(Some(Err(BrokenOff.into())));
-                }
-            }
-        }
-        let piece = body.rest.split_to(PIECE_BYTES.min(body.rest.len()));
-        body.left -= piece.len() as u64;
-        Poll::Ready(Some(Ok(Frame::data(piece))))
+        let piece = ready!(self.get_mut().0.poll_piece(context));
+        Poll::Ready(piece.map(|piece| piece.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left == 0
+        self.0.left() == 0
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left)
+        SizeHint::with_exact(self.0.left())
     }
 }

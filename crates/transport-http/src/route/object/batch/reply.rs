@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use futures::Stream as _;
+use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use http::HeaderMap;
 use http_body::Frame;
@@ -13,6 +13,7 @@ use tidegate_batch::error::GetError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::super::body::Pieces;
 use crate::body::{BrokenOff, PIECE_BYTES};
 use crate::multipart::Writer;
 
@@ -42,8 +43,7 @@ pub(super) enum Content {
 
 /// A part of which bytes are still to come.
 struct Open {
-    rest: BoxStream<'static, Result<Bytes, GetError>>,
-    left: u64,
+    pieces: Pieces,
     /// Held, not looked at.
     _place: Option<OwnedSemaphorePermit>,
 }
@@ -57,8 +57,6 @@ pub(super) struct ReplyBody {
     waiting: mpsc::Receiver<Reply>,
     /// Heads and small parts that go out together.
     out: BytesMut,
-    /// Of the open part, or of one that is whole, what was read and not given.
-    block: Bytes,
     open: Option<Open>,
     ended: bool,
     /// What reads the request; it ends with this.
@@ -67,53 +65,35 @@ pub(super) struct ReplyBody {
 
 impl ReplyBody {
     pub(super) fn new(writer: Writer, waiting: mpsc::Receiver<Reply>, task: AbortOnDropHandle<()>) -> Self {
-        Self { writer, waiting, out: BytesMut::new(), block: Bytes::new(), open: None, ended: false, _task: task }
+        Self { writer, waiting, out: BytesMut::new(), open: None, ended: false, _task: task }
     }
 
     fn begin(&mut self, head: &HeaderMap, content: Content) {
         self.writer.begin_part(&mut self.out, head);
-        let (first, open) = match content {
-            Content::Whole(bytes) => (bytes, None),
-            Content::Stream { first, rest, left, place } => {
-                // More than is said is never given.
-                let first = if first.len() as u64 > left { Bytes::new() } else { first };
-                (first, Some(Open { rest, left, _place: place }))
+        let (first, rest, left, place) = match content {
+            Content::Whole(bytes) => {
+                let left = bytes.len() as u64;
+                (bytes, futures::stream::empty().boxed(), left, None)
             }
+            Content::Stream { first, rest, left, place } => (first, rest, left, place),
         };
-        let left = open.as_ref().map_or(first.len() as u64, |open| open.left);
         if first.len() as u64 == left && first.len() <= SMALL_BYTES {
             self.out.extend_from_slice(&first);
             self.writer.end_part(&mut self.out);
         } else {
-            self.block = first;
-            self.open =
-                Some(open.unwrap_or_else(|| Open { rest: Box::pin(futures::stream::empty()), left, _place: None }));
+            self.open = Some(Open { pieces: Pieces::new(first, rest, left), _place: place });
         }
     }
 
     /// A piece of the part that is open; `None` when there is none.
     fn piece(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, axum::BoxError>>> {
         let Some(open) = &mut self.open else { return Poll::Ready(None) };
-        while self.block.is_empty() {
-            match ready!(Pin::new(&mut open.rest).poll_next(context)) {
-                Some(Ok(bytes)) if bytes.len() as u64 <= open.left => self.block = bytes,
-                Some(Err(error)) => {
-                    tracing::warn!(%error, "an object broke off while a batch was answered");
-                    return Poll::Ready(Some(Err(error.into())));
-                }
-                Some(Ok(_)) | None => {
-                    tracing::error!(left = open.left, "an object is not as long as it says");
-                    return Poll::Ready(Some(Err(BrokenOff.into())));
-                }
-            }
-        }
-        let piece = self.block.split_to(PIECE_BYTES.min(self.block.len()));
-        open.left -= piece.len() as u64;
-        if open.left == 0 {
+        let piece = ready!(open.pieces.poll_piece(context));
+        if open.pieces.left() == 0 {
             self.open = None;
             self.writer.end_part(&mut self.out);
         }
-        Poll::Ready(Some(Ok(piece)))
+        Poll::Ready(piece)
     }
 }
 
