@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt as _, TryStreamExt as _};
-use tidegate_core::port::{CompareAndSwap, Durability, MetaEntry, Revision, Swap};
+use tidegate_core::port::{CompareAndSwap, Durability, MetaEntry, Revision, Swap, SwapOutcome};
 
 use super::{Core, ObjectService, head_key};
 use crate::blob::{self, OpenError};
@@ -132,9 +132,14 @@ impl Core {
         if head.renews(now) {
             let used = Head { used_ms: now.unix_ms(), ..head.clone() };
             let swap = CompareAndSwap { key: key_of_head, expected: Some(revision), swap: Swap::Put(used.seal()) };
-            // A mismatch: somebody else notes it, or writes. A failure is told to those who write.
-            if let Err(error) = self.meta.compare_and_swap(vec![swap], Durability::Os).await {
-                tracing::warn!(%error, "the use of an object was not noted");
+            match self.meta.compare_and_swap(vec![swap], Durability::Os).await {
+                Ok(SwapOutcome::Swapped(revisions)) => {
+                    return Ok((used, revisions.first().copied().unwrap_or(revision)));
+                }
+                // Somebody else notes it, or writes.
+                Ok(SwapOutcome::Mismatch { .. }) => {}
+                // A failure is told to those who write.
+                Err(error) => tracing::warn!(%error, "the use of an object was not noted"),
             }
         }
         Ok((head, revision))

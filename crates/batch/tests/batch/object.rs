@@ -284,6 +284,21 @@ async fn an_idle_object_goes_and_one_that_is_read_stays_with_one_note_a_quarter_
 }
 
 #[tokio::test]
+async fn a_use_that_is_noted_is_told_with_the_time_that_it_gives() {
+    let world = world();
+    let hour = Duration::from_secs(3_600);
+    let metadata = Metadata { expiry: Expiry::TimeToIdle(hour), ..Metadata::default() };
+    let put = Put { metadata, ..Put::default() };
+    let written = world.objects.put(&world.collection, &key("a"), put, body(&content(10))).await.unwrap();
+    world.clock.advance(hour / 2);
+    let Ok(Got::Object(object)) = world.objects.head(&world.collection, &key("a"), &Condition::default()).await else {
+        panic!("it is there")
+    };
+    let later = |info: &tidegate_batch::ObjectInfo| info.expires.unwrap().unix_ms();
+    assert_eq!(later(&object.info) - later(&written.info), 1_800_000);
+}
+
+#[tokio::test]
 async fn a_listing_is_in_order_in_pages_and_by_prefix() {
     let world = world();
     let mut names: Vec<String> = (0..25).map(|number| format!("a/{number:02}")).collect();
