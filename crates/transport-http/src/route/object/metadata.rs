@@ -12,7 +12,7 @@ pub(super) const EXPIRES: HeaderName = HeaderName::from_static("x-tidegate-expir
 /// What the names of a writer's own pairs begin with.
 pub(super) const CUSTOM: &str = "x-tidegate-meta-";
 /// Headers of this name are ours: one that is not known is a mistake.
-const OURS: &str = "x-tidegate-";
+pub(super) const OURS: &str = "x-tidegate-";
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
 
 /// Reads the metadata.

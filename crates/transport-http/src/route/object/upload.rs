@@ -4,7 +4,7 @@
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::request::Parts as Head;
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 use tidegate_batch::service::{NamedPart, PartWritten, UploadToken};
 use tidegate_batch::{Collection, ObjectKey, UploadError};
@@ -12,7 +12,7 @@ use tidegate_batch::{Collection, ObjectKey, UploadError};
 use super::answer::written;
 use super::body::incoming;
 use super::condition::{Conditions, entity_tag, version};
-use super::metadata::{digest, metadata};
+use super::metadata::{OURS, digest, metadata};
 use super::problem::{nonsense, upload_problem};
 use crate::body::read_whole;
 use crate::gate::{App, check_coding_of, json_problem};
@@ -57,6 +57,7 @@ pub(super) async fn put_part(
     let token = token(upload)?;
     let number = digits(part).ok_or_else(|| nonsense("part", "must be a number from 1"))?;
     let number = u32::try_from(number).unwrap_or(u32::MAX);
+    of_the_object(&head.headers)?;
     let digest = digest(&head.headers)?;
     let body = incoming(app, body)?;
     let put = app.services.objects.put_part(collection, key, token, number, digest, body).await;
@@ -65,6 +66,15 @@ pub(super) async fn put_part(
     let tag = HeaderValue::try_from(tag(&part)).expect("hexadecimal digits are a header value");
     response.headers_mut().insert(header::ETAG, tag);
     Ok(response)
+}
+
+/// What is said of the whole object with one of its parts would be lost: it is refused instead.
+fn of_the_object(headers: &HeaderMap) -> Result<(), Problem> {
+    let conditions = [header::IF_MATCH, header::IF_NONE_MATCH, header::IF_UNMODIFIED_SINCE, header::CONTENT_ENCODING];
+    let said = headers.keys().find(|name| conditions.contains(name) || name.as_str().starts_with(OURS));
+    let Some(name) = said else { return Ok(()) };
+    let detail = format!("{name}: belongs to the object; metadata go with ?uploads, conditions with the completion");
+    Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_field", detail).with("field", name.as_str()))
 }
 
 pub(super) async fn parts(

@@ -151,3 +151,19 @@ fn completing_obeys_conditions_and_takes_no_coding() {
         assert_eq!(refused(&begun), (400, "invalid_field".into()));
     });
 }
+
+#[test]
+fn what_is_said_of_the_whole_object_with_a_part_is_refused_and_not_lost() {
+    block_on(async {
+        let world = World::start();
+        let upload = begin(&world, &[]).await;
+        let path = format!("{PATH}?upload={upload}&part=1");
+        let said =
+            [("if-match", "*"), ("if-none-match", "*"), ("x-tidegate-meta-a", "1"), ("content-encoding", "gzip")];
+        for (name, value) in said {
+            let answer = ask(world.address, "PUT", &path, &[(name, value)], b"bytes").await;
+            assert_eq!((answer.status(), answer.json()["field"].as_str()), (400, Some(name)));
+        }
+        assert_eq!(part(&world, &upload, "1", b"bytes").await.status(), 200);
+    });
+}
