@@ -9,7 +9,7 @@ mod meta;
 mod query;
 
 pub use audit::{AuditRecord, AuditSink, AuditUnavailable, AuditValue};
-pub use change::{ChangeBatch, ChangeSource, ChangeSourceError};
+pub use change::{ChangeBatch, ChangeSource, ChangeSourceError, ChangeSourceStatus, ChangeStream, CopyStatus, Resume};
 pub use entropy::{Entropy, EntropyUnavailable};
 pub use log::{
     AppendBatch, AppendOutcome, AppendRecord, AppendedRange, ChangeLog, Commit, Compaction, Created, LogError, LogRead,
