@@ -8,6 +8,7 @@ pub mod executor;
 mod key;
 pub mod object;
 pub mod operation;
+pub mod policy;
 pub mod service;
 mod stored;
 pub mod tier;
