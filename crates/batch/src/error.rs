@@ -120,6 +120,12 @@ pub enum PutError {
         /// The bound.
         limit: Duration,
     },
+    /// Other writes hold all the memory that writes may have.
+    #[error("other writes hold all of the {limit_bytes} bytes that writes may hold; nothing was stored")]
+    Busy {
+        /// The bound.
+        limit_bytes: u64,
+    },
     /// Storage.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -142,6 +148,7 @@ impl Failure for PutError {
             Self::Body(_) => "body_incomplete",
             Self::Precondition(_) => "precondition_failed",
             Self::TookTooLong { .. } => "write_timeout",
+            Self::Busy { .. } => "write_capacity_exhausted",
             Self::Store(error) => error.code(),
         }
     }
@@ -153,6 +160,7 @@ impl Failure for PutError {
             Self::Body(_) => ErrorKind::Invalid,
             Self::Precondition(_) => ErrorKind::Conflict,
             Self::TookTooLong { .. } => ErrorKind::Timeout,
+            Self::Busy { .. } => ErrorKind::Exhausted,
             Self::Store(error) => error.kind(),
         }
     }
@@ -161,6 +169,7 @@ impl Failure for PutError {
         match self {
             Self::Store(error) => error.retry(),
             Self::Body(_) => Retry::Now,
+            Self::Busy { .. } => Retry::After(Duration::from_secs(1)),
             _ => Retry::Never,
         }
     }

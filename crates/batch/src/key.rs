@@ -11,6 +11,7 @@ const BODY: u8 = b'b';
 const INTENT: u8 = b'i';
 const UPLOAD: u8 = b'u';
 const PART: u8 = b'p';
+const COMPLETED: u8 = b'c';
 
 fn begin(kind: u8) -> BytesMut {
     let mut key = BytesMut::with_capacity(128);
@@ -87,10 +88,10 @@ pub(crate) fn uploads_of(tenant: &Name) -> BytesMut {
     key
 }
 
-/// An upload.
+/// The place of an upload. A tenant has as many as it may have uploads open, so that the bound cannot be passed.
 pub(crate) fn upload(tenant: &Name, upload: UploadId) -> Bytes {
     let mut key = uploads_of(tenant);
-    key.put_slice(&upload.0);
+    key.put_slice(&upload.place().to_be_bytes());
     key.freeze()
 }
 
@@ -99,9 +100,21 @@ pub(crate) fn uploads() -> Bytes {
     begin(UPLOAD).freeze()
 }
 
-/// The upload of its key.
-pub(crate) fn upload_of(key: &[u8]) -> Option<UploadId> {
-    key.last_chunk().map(|id| UploadId(*id))
+/// The place of an upload's key.
+pub(crate) fn upload_place(key: &[u8]) -> Option<u16> {
+    key.last_chunk().map(|place| u16::from_be_bytes(*place))
+}
+
+/// What an upload's completion was answered.
+pub(crate) fn completed(upload: UploadId) -> Bytes {
+    let mut key = begin(COMPLETED);
+    key.put_slice(&upload.0);
+    key.freeze()
+}
+
+/// What all of those begin with.
+pub(crate) fn all_completed() -> Bytes {
+    begin(COMPLETED).freeze()
 }
 
 /// What the parts of an upload begin with.

@@ -18,6 +18,7 @@ use tidegate_core::limit::Limit;
 use tidegate_core::port::{Durability, Entropy, MetaEntry, MetaStore, Revision};
 use tidegate_core::time::{Clock, Timestamp};
 
+use crate::blob::Budget;
 use crate::error::StoreError;
 use crate::key;
 use crate::object::{Collection, METADATA_MAX_BYTES, ObjectKey, PATH_MAX_BYTES};
@@ -56,6 +57,8 @@ pub const LIMITS: &[Limit] = &[
     },
 ];
 
+/// The most that [`ObjectSpec::upload_max_open`] can be.
+const UPLOADS_MAX: u64 = 65_536;
 /// Attempts of a change that others overtake.
 const ATTEMPTS_MAX: usize = 64;
 
@@ -89,8 +92,14 @@ pub struct ObjectSpec {
     pub write_max: Duration,
     /// How long an upload in parts may take.
     pub upload_max: Duration,
-    /// Uploads in parts that one tenant has open at one time.
+    /// Uploads in parts that one tenant has open at one time; at most 65,536.
     pub upload_max_open: u64,
+    /// How long the answer of a completed upload is remembered, for a client that lost it.
+    pub completed_keep: Duration,
+    /// Bytes that all writes of large objects hold in memory together, beyond the first `hot_max_bytes` of each; at least one part of 8 MiB.
+    pub write_buffer_bytes: u64,
+    /// How long a write waits for its share of them; then it is refused.
+    pub write_wait: Duration,
 }
 
 impl Default for ObjectSpec {
@@ -102,6 +111,9 @@ impl Default for ObjectSpec {
             write_max: Duration::from_secs(24 * 3_600),
             upload_max: Duration::from_secs(7 * 24 * 3_600),
             upload_max_open: 1_000,
+            completed_keep: Duration::from_secs(3_600),
+            write_buffer_bytes: 256 * 1_024 * 1_024,
+            write_wait: Duration::from_secs(10),
         }
     }
 }
@@ -113,6 +125,8 @@ pub(crate) struct Core {
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) durability: Durability,
     pub(crate) spec: ObjectSpec,
+    /// What large writes may hold in memory.
+    pub(crate) budget: Budget,
     /// This life of the server: what others left half done is told from what this one is doing.
     pub(crate) life: [u8; 16],
 }
@@ -129,9 +143,17 @@ impl ObjectService {
     pub fn new(parts: ObjectParts) -> Result<Self, StoreError> {
         let ObjectParts { meta, cold, clock, entropy, durability, mut spec } = parts;
         spec.hot_max_bytes = spec.hot_max_bytes.min(8 * 1_024 * 1_024);
+        spec.upload_max_open = spec.upload_max_open.min(UPLOADS_MAX);
         let mut life = [0; 16];
         entropy.fill(&mut life)?;
-        Ok(Self { core: Arc::new(Core { meta, cold, clock, entropy, durability, spec, life }) })
+        let budget = Budget::new(spec.write_buffer_bytes, spec.write_wait, Arc::clone(&clock));
+        Ok(Self { core: Arc::new(Core { meta, cold, clock, entropy, durability, spec, budget, life }) })
+    }
+
+    /// Bytes that writes of large objects hold in memory now, against [`ObjectSpec::write_buffer_bytes`].
+    #[must_use]
+    pub fn write_buffer_held_bytes(&self) -> u64 {
+        self.core.budget.held_bytes()
     }
 
     /// Its bounds.

@@ -11,10 +11,13 @@ use tidegate_frame::envelope::{self, Kind};
 use crate::error::StoreError;
 use crate::object::{Expiry, Metadata, ObjectInfo, ObjectKey, Tier, Version};
 
-/// Bytes of a blob that share a checksum: what is read whole before any of it is given on.
-pub const BLOCK_BYTES: usize = 1_024 * 1_024;
+/// Bytes of a large object that share a checksum: what is read whole before any of it is given on, and what a reader has in memory.
+pub const BLOCK_BYTES: usize = 256 * 1_024;
 
+/// Of intents, small bytes and the secret.
 const SCHEMA: u16 = 1;
+/// Of heads, uploads and parts: 1 had the checksums of all blocks in it.
+const SCHEMA_OF_PLACES: u16 = 2;
 
 /// A blob's name: 128 random bits. No two writes share one, and none says whose it is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -26,17 +29,28 @@ impl fmt::Debug for BlobId {
     }
 }
 
-/// An upload's name, without its proof.
+/// An upload's name, without its proof: its place among its tenant's uploads, then 112 random bits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct UploadId(pub(crate) [u8; 16]);
+
+impl UploadId {
+    pub(crate) fn new(place: u16, mut random: [u8; 16]) -> Self {
+        random[..2].copy_from_slice(&place.to_be_bytes());
+        Self(random)
+    }
+
+    pub(crate) fn place(self) -> u16 {
+        let [first, second, ..] = self.0;
+        u16::from_be_bytes([first, second])
+    }
+}
 
 /// A blob that is a part of an object, or all of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Piece {
     pub(crate) blob: BlobId,
+    /// The object's bytes in it, without their checksums.
     pub(crate) length: u64,
-    /// The CRC-32C of each [`BLOCK_BYTES`], the last one shorter.
-    pub(crate) sums: Vec<u32>,
 }
 
 /// Where an object's bytes lie.
@@ -105,11 +119,11 @@ impl Head {
     }
 
     pub(crate) fn seal(&self) -> Bytes {
-        seal(Kind::Object, self)
+        seal(Kind::Object, SCHEMA_OF_PLACES, self)
     }
 
     pub(crate) fn open(bytes: &[u8]) -> Result<Self, StoreError> {
-        open(Kind::Object, "what is known of an object", bytes)
+        open(Kind::Object, SCHEMA_OF_PLACES, "what is known of an object", bytes)
     }
 }
 
@@ -124,17 +138,19 @@ pub(crate) enum Intent {
 
 impl Intent {
     pub(crate) fn seal(&self) -> Bytes {
-        seal(Kind::BlobIntent, self)
+        seal(Kind::BlobIntent, SCHEMA, self)
     }
 
     pub(crate) fn open(bytes: &[u8]) -> Result<Self, StoreError> {
-        open(Kind::BlobIntent, "a blob's intent", bytes)
+        open(Kind::BlobIntent, SCHEMA, "a blob's intent", bytes)
     }
 }
 
 /// A large object that is being uploaded in parts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Upload {
+    /// Its place is used again when it has ended.
+    pub(crate) id: [u8; 16],
     pub(crate) tenant: Box<str>,
     pub(crate) usecase: Box<str>,
     pub(crate) scopes: Box<str>,
@@ -145,11 +161,31 @@ pub(crate) struct Upload {
 
 impl Upload {
     pub(crate) fn seal(&self) -> Bytes {
-        seal(Kind::Upload, self)
+        seal(Kind::Upload, SCHEMA_OF_PLACES, self)
     }
 
     pub(crate) fn open(bytes: &[u8]) -> Result<Self, StoreError> {
-        open(Kind::Upload, "an upload", bytes)
+        open(Kind::Upload, SCHEMA_OF_PLACES, "an upload", bytes)
+    }
+}
+
+/// What the completion of an upload was answered, for those who ask again because the answer was lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Completed {
+    /// When it may be forgotten.
+    pub(crate) until_ms: i64,
+    pub(crate) created: bool,
+    /// The object as it was made; where its bytes lie is not kept.
+    pub(crate) head: Head,
+}
+
+impl Completed {
+    pub(crate) fn seal(&self) -> Bytes {
+        seal(Kind::Upload, SCHEMA_OF_PLACES, self)
+    }
+
+    pub(crate) fn open(bytes: &[u8]) -> Result<Self, StoreError> {
+        open(Kind::Upload, SCHEMA_OF_PLACES, "a completed upload", bytes)
     }
 }
 
@@ -162,20 +198,20 @@ pub(crate) struct Part {
 
 impl Part {
     pub(crate) fn seal(&self) -> Bytes {
-        seal(Kind::Upload, self)
+        seal(Kind::Upload, SCHEMA_OF_PLACES, self)
     }
 
     pub(crate) fn open(bytes: &[u8]) -> Result<Self, StoreError> {
-        open(Kind::Upload, "a part of an upload", bytes)
+        open(Kind::Upload, SCHEMA_OF_PLACES, "a part of an upload", bytes)
     }
 }
 
 pub(crate) fn seal_secret(secret: &[u8; 32]) -> Bytes {
-    seal(Kind::Upload, secret)
+    seal(Kind::Upload, SCHEMA, secret)
 }
 
 pub(crate) fn open_secret(bytes: &[u8]) -> Result<[u8; 32], StoreError> {
-    open(Kind::Upload, "the secret of upload ids", bytes)
+    open(Kind::Upload, SCHEMA, "the secret of upload ids", bytes)
 }
 
 /// A small object's bytes with the write that they are of.
@@ -192,11 +228,62 @@ pub(crate) fn open_body(sealed: &Bytes) -> Result<(Version, Bytes), StoreError> 
     Ok((Version(*version), sealed.slice_ref(payload)))
 }
 
-fn seal<T: Serialize>(kind: Kind, value: &T) -> Bytes {
-    envelope::seal(kind, SCHEMA, value).expect("what this crate stores is plain and below the envelope's bound")
+fn seal<T: Serialize>(kind: Kind, schema: u16, value: &T) -> Bytes {
+    envelope::seal(kind, schema, value).expect("what this crate stores is plain and below the envelope's bound")
 }
 
-fn open<T: DeserializeOwned>(kind: Kind, what: &str, bytes: &[u8]) -> Result<T, StoreError> {
-    envelope::open(kind, &[SCHEMA], bytes)
+fn open<T: DeserializeOwned>(kind: Kind, schema: u16, what: &str, bytes: &[u8]) -> Result<T, StoreError> {
+    envelope::open(kind, &[schema], bytes)
         .map_err(|error| StoreError::Corrupt { what: format!("{what}: {error}").into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head() -> Head {
+        Head {
+            version: Version([1; 16]),
+            place: Place::Cold(vec![Piece { blob: BlobId([2; 16]), length: 300_000 }]),
+            length: 300_000,
+            created_ms: 1_795_255_200_007,
+            used_ms: 1_795_255_200_007,
+            metadata: Metadata { content_type: Some("text/plain".into()), ..Metadata::default() },
+        }
+    }
+
+    #[test]
+    fn what_is_stored_is_pinned_to_the_byte() {
+        let part = Part { version: Version([3; 16]), piece: Piece { blob: BlobId([4; 16]), length: 7 } };
+        let upload = Upload {
+            id: UploadId::new(258, [5; 16]).0,
+            tenant: "t".into(),
+            usecase: "u".into(),
+            scopes: "_".into(),
+            key: "k".into(),
+            metadata: Metadata::default(),
+            created_ms: 9,
+        };
+        let completed = Completed { until_ms: 10, created: true, head: head() };
+        let garbage = Intent::Garbage { from_ms: 11 };
+        let found: Vec<String> =
+            [head().seal(), part.seal(), upload.seal(), completed.seal(), garbage.seal()].map(hex::encode).into();
+        assert_eq!(found, PINNED);
+        assert_eq!(Head::open(&head().seal()).unwrap(), head());
+    }
+
+    #[test]
+    fn what_was_stored_before_checksums_moved_into_blobs_is_refused_and_not_guessed() {
+        let old = envelope::seal(Kind::Object, 1, &head()).unwrap();
+        let refused = Head::open(&old).unwrap_err();
+        assert!(refused.to_string().contains("version 1, which this program does not read"), "{refused}");
+    }
+
+    const PINNED: [&str; 5] = [
+        "54444754010d0002004d00000001010101010101010101010101010101010102020202020202020202020202020202fce0930400fce0930400fd0ed218fb43030000fd0ed218fb43030000010a746578742f706c61696e000000c2d61fa7",
+        "54444754011000020021000000030303030303030303030303030303030404040404040404040404040404040407e209c757",
+        "5444475401100002001d0000000102050505050505050505050505050501740175015f016b000000001288ac29e1",
+        "5444475401100002004f000000140101010101010101010101010101010101010102020202020202020202020202020202fce0930400fce0930400fd0ed218fb43030000fd0ed218fb43030000010a746578742f706c61696e00000063752966",
+        "54444754010f0001000200000001165c2c0018",
+    ];
 }

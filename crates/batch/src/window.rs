@@ -9,7 +9,7 @@
 //!
 //! Two things are added. Every [`PROBE_ROUNDS`] rounds one round runs with half the window and measures `base` anew (BBR's
 //! ProbeRTT), so that a store that became slower for good is not taken for a queue for ever. And where more than half of what is
-//! in flight queues, or the store says that it is overloaded, the window is halved.
+//! in flight queues, or the store says that it is overloaded, the window is halved, once a round trip.
 
 use std::time::Duration;
 
@@ -33,7 +33,10 @@ pub enum Sample {
         in_flight: u32,
     },
     /// The store refused it because it has too much to do.
-    Overloaded,
+    Overloaded {
+        /// How many were in flight when it began, itself among them.
+        in_flight: u32,
+    },
 }
 
 /// What a window does at present.
@@ -56,6 +59,9 @@ pub struct Vegas {
     base: Option<Duration>,
     round: Round,
     rounds: u32,
+    /// So many samples were begun before the store's last refusal that counted. Those that are refused too tell of the same queue, and
+    /// the others waited in it: none of them says anything of the window that there is since.
+    before_refusal: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -76,6 +82,7 @@ impl Vegas {
             base: None,
             round: Round::default(),
             rounds: 0,
+            before_refusal: 0,
         }
     }
 
@@ -83,6 +90,7 @@ impl Vegas {
     #[must_use]
     pub fn with_max(mut self, max: u32) -> Self {
         self.max = max.max(1);
+        self.before_refusal = 0;
         self
     }
 
@@ -101,10 +109,16 @@ impl Vegas {
 
     /// Takes what one operation told and gives the window from now on. Constant time.
     pub fn apply(&mut self, sample: Sample) -> u32 {
+        if self.before_refusal > 0 {
+            self.before_refusal -= 1;
+            return self.limit();
+        }
         match sample {
-            Sample::Overloaded => {
-                self.phase = Phase::Steady;
+            Sample::Overloaded { in_flight } => {
+                // Once a round trip, as TCP does: all of a window may be refused at the same time.
+                self.before_refusal = in_flight.min(self.limit()).saturating_sub(1);
                 self.limit = (self.limit() / 2).max(1);
+                self.phase = Phase::Steady;
                 self.round = Round::default();
             }
             Sample::Served { latency, in_flight } => self.served(latency.max(LATENCY_MIN), in_flight),

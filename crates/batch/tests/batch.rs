@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is its purpose")]
 #![allow(clippy::disallowed_methods, reason = "tests wait on tokio's paused time")]
 
+#[path = "batch/bound.rs"]
+mod bound;
 #[path = "batch/object.rs"]
 mod object;
 #[path = "batch/simulation.rs"]

@@ -343,7 +343,9 @@ where
                 });
                 (Ok(output), sample)
             }
-            Ok((Err(error), overload)) => (Err(Ended::Failed(error)), overload.then_some(Sample::Overloaded)),
+            Ok((Err(error), overload)) => {
+                (Err(Ended::Failed(error)), overload.then_some(Sample::Overloaded { in_flight }))
+            }
             Err(payload) => {
                 metric::panicked(kind);
                 discard(payload);

@@ -28,6 +28,29 @@ impl Core {
         condition: &Condition,
         along: &[CompareAndSwap],
     ) -> Result<Committed, PutError> {
+        self.commit_with(head_key, new, condition, along, None).await
+    }
+
+    /// The same, and `remember` makes one more swap out of whether the object is created.
+    pub(super) async fn commit_and(
+        &self,
+        head_key: &Bytes,
+        new: Option<&New>,
+        condition: &Condition,
+        along: &[CompareAndSwap],
+        remember: &(dyn Fn(bool) -> CompareAndSwap + Sync),
+    ) -> Result<Committed, PutError> {
+        self.commit_with(head_key, new, condition, along, Some(remember)).await
+    }
+
+    async fn commit_with(
+        &self,
+        head_key: &Bytes,
+        new: Option<&New>,
+        condition: &Condition,
+        along: &[CompareAndSwap],
+        remember: Option<&(dyn Fn(bool) -> CompareAndSwap + Sync)>,
+    ) -> Result<Committed, PutError> {
         for _ in 0..ATTEMPTS_MAX {
             let current = self.current(head_key).await?;
             let now = self.now();
@@ -39,8 +62,9 @@ impl Core {
             if new.is_none() && current.head.is_none() {
                 return Ok(Committed::Nothing);
             }
-            let swaps = replace(head_key, &current, new, self.garbage_from_ms(), along);
+            let mut swaps = replace(head_key, &current, new, self.garbage_from_ms(), along);
             let along_from = swaps.len() - along.len();
+            swaps.extend(remember.map(|remember| remember(before.is_none())));
             match self.meta.compare_and_swap(swaps, self.durability).await {
                 Ok(SwapOutcome::Swapped(_)) => return Ok(Committed::Made(before)),
                 Ok(SwapOutcome::Mismatch { index, .. }) if index >= along_from => return Ok(Committed::Fenced),

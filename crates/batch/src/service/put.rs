@@ -67,7 +67,8 @@ impl ObjectService {
                 self.check_now(collection, key, &put.condition).await?;
                 let writing = Writing::begin(core).await?;
                 let unfinished =
-                    blob::write(core.cold.as_ref(), writing.blob, first, rest, limit_bytes, put.sha256).await?;
+                    blob::write(core.cold.as_ref(), &core.budget, writing.blob, first, rest, limit_bytes, put.sha256)
+                        .await?;
                 let (objects, head_key, key) = (self.clone(), head_key(collection, key), key.clone());
                 // From here on it goes to its end, also if nobody waits for it: a blob that is being published cannot be called back.
                 let ended = tokio::spawn(async move {

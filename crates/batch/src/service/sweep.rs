@@ -7,7 +7,7 @@ use super::{Core, ObjectService};
 use crate::blob;
 use crate::error::StoreError;
 use crate::key;
-use crate::stored::{Head, Intent, Upload};
+use crate::stored::{Completed, Head, Intent, Upload, UploadId};
 use crate::tier::{Current, replace};
 
 /// Entries that are looked at together.
@@ -23,6 +23,7 @@ pub struct SweepPlace {
     intents: Option<Bytes>,
     heads: Option<Bytes>,
     uploads: Option<Bytes>,
+    completed: Option<Bytes>,
 }
 
 /// What a sweep did.
@@ -71,6 +72,12 @@ impl ObjectService {
             }
         }
         place.uploads = self.core.sweep_uploads(place.uploads.take(), &mut swept).await?;
+        for _ in 0..PAGES {
+            place.completed = self.core.sweep_completed(place.completed.take(), &mut swept).await?;
+            if place.completed.is_none() {
+                break;
+            }
+        }
         metrics::counter!("tidegate_object_swept_blobs_total").increment(swept.blobs);
         metrics::counter!("tidegate_object_expired_total").increment(swept.expired);
         metrics::counter!("tidegate_object_writes_given_up_total").increment(swept.given_up);
@@ -102,12 +109,36 @@ impl Core {
     }
 
     async fn sweep_upload(&self, entry: &MetaEntry) -> Result<bool, StoreError> {
-        let (Some(value), Some(upload)) = (&entry.value, key::upload_of(&entry.key)) else { return Ok(false) };
+        let Some(value) = &entry.value else { return Ok(false) };
         let limit_ms = i64::try_from(self.spec.upload_max.as_millis()).unwrap_or(i64::MAX);
-        if self.now().unix_ms().saturating_sub(Upload::open(value)?.created_ms) < limit_ms {
+        let upload = Upload::open(value)?;
+        if self.now().unix_ms().saturating_sub(upload.created_ms) < limit_ms {
             return Ok(false);
         }
-        self.remove_upload(entry.key.clone(), upload, entry.revision).await
+        self.remove_upload(entry.key.clone(), UploadId(upload.id), entry.revision).await
+    }
+
+    /// Forgets what completions were answered, a page in one step.
+    async fn sweep_completed(&self, from: Option<Bytes>, swept: &mut Swept) -> Result<Option<Bytes>, StoreError> {
+        let (entries, next) = self.page(key::all_completed(), from).await?;
+        let now_ms = self.now().unix_ms();
+        let mut due = Vec::new();
+        for MetaEntry { key, value, revision } in entries {
+            match value.as_deref().map(Completed::open) {
+                Some(Ok(completed)) if now_ms >= completed.until_ms => {
+                    due.push(CompareAndSwap { key, expected: Some(revision), swap: Swap::Delete });
+                }
+                Some(Err(error)) => swept.note("a completed upload", &error),
+                _ => {}
+            }
+        }
+        // Nobody changes one: a mismatch is another server that was quicker, and the rest are found by the next round.
+        if !due.is_empty()
+            && let Err(error) = self.meta.compare_and_swap(due, self.durability).await
+        {
+            swept.note("completed uploads", &error.into());
+        }
+        Ok(next)
     }
 
     async fn sweep_intents(

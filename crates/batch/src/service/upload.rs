@@ -1,11 +1,13 @@
 //! Large objects in parts. Each part is a blob of its own, sent in any order and as often as wanted; completing lets the object refer to
 //! them in one step, without copying. An id proves itself: it is bound to its object, and nobody else can make one.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
+use tidegate_core::id::Name;
 use tidegate_core::port::{CompareAndSwap, MetaEntry, MetaRange, Revision, Swap, SwapOutcome};
 
 use super::commit::Committed;
@@ -15,7 +17,7 @@ use crate::blob::{self, Body};
 use crate::error::{PutError, StoreError, UploadError};
 use crate::key;
 use crate::object::{Collection, Metadata, ObjectKey, Version};
-use crate::stored::{self, Intent, Part, Piece, Place, Upload, UploadId};
+use crate::stored::{self, Completed, Head, Intent, Part, Piece, Place, Upload, UploadId};
 use crate::tier::Condition;
 
 /// The most parts of an upload.
@@ -83,16 +85,8 @@ impl ObjectService {
     ) -> Result<UploadToken, UploadError> {
         check_metadata(&metadata)?;
         let core = &self.core;
-        let limit = core.spec.upload_max_open;
-        let uploads = key::uploads_of(&collection.tenant).freeze();
-        let limit_count = usize::try_from(limit).unwrap_or(usize::MAX);
-        let open = MetaRange { prefix: uploads.clone(), from: uploads, limit: limit_count };
-        if core.meta.scan(open).await.map_err(StoreError::from)?.len() as u64 >= limit {
-            return Err(UploadError::TooMany { limit });
-        }
-        let id = UploadId(core.draw()?);
-        let token = core.token(id, collection, key).await?;
-        let upload = Upload {
+        let mut upload = Upload {
+            id: [0; 16],
             tenant: collection.tenant.as_str().into(),
             usecase: collection.usecase.as_str().into(),
             scopes: collection.scopes.as_str().into(),
@@ -100,12 +94,19 @@ impl ObjectService {
             metadata,
             created_ms: core.now().unix_ms(),
         };
-        let put =
-            CompareAndSwap { key: key::upload(&collection.tenant, id), expected: None, swap: Swap::Put(upload.seal()) };
-        match core.meta.compare_and_swap(vec![put], core.durability).await.map_err(StoreError::from)? {
-            SwapOutcome::Swapped(_) => Ok(token),
-            SwapOutcome::Mismatch { .. } => Err(StoreError::Contended.into()),
+        for _ in 0..super::ATTEMPTS_MAX {
+            let id = core.free_place(&collection.tenant).await?;
+            upload.id = id.0;
+            let token = core.token(id, collection, key).await?;
+            let key = key::upload(&collection.tenant, id);
+            let put = CompareAndSwap { key, expected: None, swap: Swap::Put(upload.seal()) };
+            match core.meta.compare_and_swap(vec![put], core.durability).await.map_err(StoreError::from)? {
+                SwapOutcome::Swapped(_) => return Ok(token),
+                // Somebody else took the place.
+                SwapOutcome::Mismatch { .. } => {}
+            }
         }
+        Err(StoreError::Contended.into())
     }
 
     /// Writes a part, durable when answered; one of that number that is there already gives way.
@@ -126,7 +127,7 @@ impl ObjectService {
         let writing = Writing::begin(core).await?;
         let limit_bytes = core.spec.object_max_bytes;
         let cold = core.cold.as_ref();
-        let unfinished = blob::write(cold, writing.blob, Bytes::new(), body, limit_bytes, sha256).await?;
+        let unfinished = blob::write(cold, &core.budget, writing.blob, Bytes::new(), body, limit_bytes, sha256).await?;
         let core = Arc::clone(core);
         let (collection, key) = (collection.clone(), key.clone());
         // As with a whole object: a blob that is being published cannot be called back.
@@ -155,7 +156,8 @@ impl ObjectService {
     }
 
     /// Makes the object out of its parts, in one step; parts that are not named are discarded. `None` = all that are there, which must then be
-    /// 1 to the last without a hole.
+    /// 1 to the last without a hole. Asked again within [`completed_keep`](super::ObjectSpec::completed_keep), because the answer was
+    /// lost, it answers the same and changes nothing.
     pub async fn complete_upload(
         &self,
         collection: &Collection,
@@ -165,7 +167,11 @@ impl ObjectService {
         condition: &Condition,
     ) -> Result<Written, UploadError> {
         let core = &self.core;
-        let (upload, revision) = core.upload(collection, key, token).await?;
+        let (upload, revision) = match core.upload(collection, key, token).await {
+            Ok(found) => found,
+            Err(UploadError::Unknown) => return core.completed(collection, key, token).await,
+            Err(error) => return Err(error),
+        };
         let there = core.parts(token.id()).await?;
         let chosen = choose(&there, named)?;
         let pieces: Vec<_> = chosen.iter().map(|part| part.piece.clone()).collect();
@@ -187,11 +193,20 @@ impl ObjectService {
             }
         }
         let new = self.new_head(upload.metadata, Place::Cold(pieces), length)?;
-        match core.commit(&head_key(collection, key), Some(&new), condition, &along).await? {
+        let head = Head { place: Place::Cold(Vec::new()), ..new.head.clone() };
+        let keep_ms = i64::try_from(core.spec.completed_keep.as_millis()).unwrap_or(i64::MAX);
+        let until_ms = core.now().unix_ms().saturating_add(keep_ms);
+        let remember = |created| CompareAndSwap {
+            key: key::completed(token.id()),
+            expected: None,
+            swap: Swap::Put(Completed { until_ms, created, head: head.clone() }.seal()),
+        };
+        match core.commit_and(&head_key(collection, key), Some(&new), condition, &along, &remember).await? {
             Committed::Made(before) => Ok(Written { created: before.is_none(), info: new.head.info(key.clone()) }),
             // It was completed or aborted meanwhile, or a part was sent again.
             Committed::Fenced | Committed::Nothing => match core.upload(collection, key, token).await {
                 Ok(_) => Err(StoreError::Contended.into()),
+                Err(UploadError::Unknown) => core.completed(collection, key, token).await,
                 Err(error) => Err(error),
             },
         }
@@ -309,12 +324,60 @@ impl Core {
         object: &ObjectKey,
         token: UploadToken,
     ) -> Result<(Upload, Revision), UploadError> {
-        let proof = self.proof(token.id(), collection, object).await?;
-        proof.verify_truncated_left(&token.0[16..]).map_err(|_| UploadError::Unknown)?;
+        self.prove(collection, object, token).await?;
         match self.meta.get(&key::upload(&collection.tenant, token.id())).await.map_err(StoreError::from)? {
-            Some(MetaEntry { value: Some(value), revision, .. }) => Ok((Upload::open(&value)?, revision)),
+            Some(MetaEntry { value: Some(value), revision, .. }) => {
+                let upload = Upload::open(&value)?;
+                // Its place may be another's by now.
+                if upload.id == token.id().0 { Ok((upload, revision)) } else { Err(UploadError::Unknown) }
+            }
             _ => Err(UploadError::Unknown),
         }
+    }
+
+    /// What the completion of this upload was answered, if it is remembered.
+    async fn completed(
+        &self,
+        collection: &Collection,
+        object: &ObjectKey,
+        token: UploadToken,
+    ) -> Result<Written, UploadError> {
+        self.prove(collection, object, token).await?;
+        match self.meta.get(&key::completed(token.id())).await.map_err(StoreError::from)? {
+            Some(MetaEntry { value: Some(value), .. }) => {
+                let completed = Completed::open(&value)?;
+                if self.now().unix_ms() >= completed.until_ms {
+                    return Err(UploadError::Unknown);
+                }
+                Ok(Written { created: completed.created, info: completed.head.info(object.clone()) })
+            }
+            _ => Err(UploadError::Unknown),
+        }
+    }
+
+    async fn prove(&self, collection: &Collection, object: &ObjectKey, token: UploadToken) -> Result<(), UploadError> {
+        let proof = self.proof(token.id(), collection, object).await?;
+        proof.verify_truncated_left(&token.0[16..]).map_err(|_| UploadError::Unknown)
+    }
+
+    /// The name of a new upload, in a place that was free when it was looked at.
+    async fn free_place(&self, tenant: &Name) -> Result<UploadId, UploadError> {
+        let limit = self.spec.upload_max_open;
+        let uploads = key::uploads_of(tenant).freeze();
+        let limit_count = usize::try_from(limit).unwrap_or(usize::MAX);
+        let open = MetaRange { prefix: uploads.clone(), from: uploads, limit: limit_count };
+        let open = self.meta.scan(open).await.map_err(StoreError::from)?;
+        if open.len() >= limit_count {
+            return Err(UploadError::TooMany { limit });
+        }
+        let taken: BTreeSet<u16> = open.iter().filter_map(|entry| key::upload_place(&entry.key)).collect();
+        let random = self.draw()?;
+        let [.., a, b, c, d] = random;
+        // One of the free ones by chance, so that those who begin at the same time seldom want the same.
+        let free = limit_count - open.len();
+        let nth = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(0) % free;
+        let place = (0..=u16::MAX).filter(|place| !taken.contains(place)).nth(nth);
+        Ok(UploadId::new(place.expect("there are more places than are taken"), random))
     }
 
     async fn token(

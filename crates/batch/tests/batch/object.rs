@@ -38,11 +38,23 @@ pub(crate) fn world() -> World {
 }
 
 pub(crate) fn world_over(meta: impl FnOnce(ManualClock) -> Arc<dyn MetaStore>) -> World {
+    world_of(meta, |_| {})
+}
+
+pub(crate) fn world_with(change: impl FnOnce(&mut ObjectSpec)) -> World {
+    world_of(|clock| MemoryStore::new(Arc::new(clock)) as Arc<dyn MetaStore>, change)
+}
+
+pub(crate) fn world_of(
+    meta: impl FnOnce(ManualClock) -> Arc<dyn MetaStore>,
+    change: impl FnOnce(&mut ObjectSpec),
+) -> World {
     let clock = ManualClock::new();
     let folder = tempfile::tempdir().unwrap();
     let mut spec = ObjectSpec::default();
     spec.hot_max_bytes = HOT_MAX as u64;
     spec.object_max_bytes = 4 * BLOCK_BYTES as u64;
+    change(&mut spec);
     let objects = ObjectService::new(ObjectParts {
         meta: meta(clock.clone()),
         cold: blob::local(folder.path()).unwrap(),

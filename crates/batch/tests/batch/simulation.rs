@@ -390,6 +390,7 @@ impl World {
             assert_eq!(count(b"oi\0").await, 0, "seed {}: intents are left", self.seed);
             assert_eq!(count(b"ou\0").await, 0, "seed {}: uploads are left", self.seed);
             assert_eq!(count(b"op\0").await, 0, "seed {}: parts are left", self.seed);
+            assert_eq!(count(b"oc\0").await, 0, "seed {}: answers of completions are left", self.seed);
             assert_eq!(count(b"ob\0").await, bodies, "seed {}: small bytes that nobody has", self.seed);
             // With everything deleted, nothing at all may be left.
             for object in 0..OBJECTS {

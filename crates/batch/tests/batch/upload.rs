@@ -8,7 +8,7 @@ use tidegate_batch::service::{ByteRange, Get, NamedPart, UploadToken};
 use tidegate_batch::{BLOCK_BYTES, Condition, GetError, Metadata, PutError, StoreError, UploadError};
 use tidegate_testkit::{Call, Fault, FaultyStore, MemoryStore};
 
-use crate::object::{LARGE, body, collection, content, key, world, world_over};
+use crate::object::{LARGE, body, collection, content, key, world, world_over, world_with};
 
 #[tokio::test]
 async fn an_upload_takes_its_parts_in_any_order_and_makes_the_object_in_one_step() {
@@ -209,4 +209,55 @@ async fn a_later_blob_of_an_object_that_is_lost_or_cut_is_damage_and_not_a_repla
     }
     std::fs::remove_file(&second).unwrap();
     is_damage().await;
+}
+
+#[tokio::test]
+async fn however_many_begin_at_once_a_tenant_has_no_more_uploads_open_than_it_may() {
+    let world = world_with(|spec| spec.upload_max_open = 10);
+    let begin = |number: usize| {
+        let (objects, collection) = (world.objects.clone(), world.collection.clone());
+        async move { objects.begin_upload(&collection, &key(&number.to_string()), Metadata::default()).await }
+    };
+    let tasks: Vec<_> = (0..200).map(|number| tokio::spawn(begin(number))).collect();
+    let begun: Vec<_> = futures::future::join_all(tasks).await.into_iter().map(Result::unwrap).enumerate().collect();
+    let mut open = Vec::new();
+    for (number, begun) in begun {
+        match begun {
+            Ok(token) => open.push((key(&number.to_string()), token)),
+            Err(UploadError::TooMany { limit: 10 }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!(open.len(), 10);
+    // A place that is free again is used again, and the id that had it before stays unknown.
+    let (name, token) = open.pop().unwrap();
+    world.objects.abort_upload(&world.collection, &name, token).await.unwrap();
+    world.objects.begin_upload(&world.collection, &name, Metadata::default()).await.unwrap();
+    let late = world.objects.put_part(&world.collection, &name, token, 1, None, body(&content(1))).await;
+    assert!(matches!(late, Err(UploadError::Unknown)));
+    assert!(matches!(begin(7).await, Err(UploadError::TooMany { .. })));
+}
+
+#[tokio::test]
+async fn a_completion_whose_answer_was_lost_is_answered_the_same_again_for_a_while_and_done_once() {
+    let world = world();
+    let (objects, collection) = (&world.objects, &world.collection);
+    let name = &key("a");
+    let condition = Condition::absent();
+    let token = objects.begin_upload(collection, name, Metadata::default()).await.unwrap();
+    objects.put_part(collection, name, token, 1, None, body(&content(LARGE))).await.unwrap();
+    let complete = || objects.complete_upload(collection, name, token, None, &condition);
+    let (first, second) = tokio::join!(complete(), complete());
+    let first = first.unwrap();
+    assert!(first.created);
+    assert_eq!(second.unwrap(), first);
+    assert_eq!(complete().await.unwrap(), first);
+    // Also when the object is another by now, which stays as it is.
+    world.put("a", &content(5)).await;
+    assert_eq!(complete().await.unwrap(), first);
+    assert_eq!(world.get("a", &Get::default()).await.unwrap().len(), 5);
+    assert!(objects.abort_upload(collection, name, token).await.is_err(), "it has ended");
+    world.clock.advance(objects.spec().completed_keep);
+    assert!(matches!(complete().await, Err(UploadError::Unknown)));
+    world.sweep().await;
 }
