@@ -13,7 +13,8 @@ pub use change::{ChangeBatch, ChangeSource, ChangeSourceError, ChangeSourceStatu
 pub use entropy::{Entropy, EntropyUnavailable};
 pub use log::{
     AppendBatch, AppendOutcome, AppendRecord, AppendedRange, ChangeLog, Commit, Compaction, Created, LogError, LogRead,
-    LogReadItem, LogSpec, LogWatch, PartitionAppend, PartitionBounds, ReadBounds, Retention, StreamId, Trim,
+    LogReadItem, LogSpec, LogWatch, PartitionAppend, PartitionBounds, ReadBounds, Retention, StreamAppend, StreamId,
+    Trim,
 };
 pub use meta::{
     CompareAndSwap, Durability, MetaEntry, MetaError, MetaRange, MetaStore, MetaWatch, Revision, Swap, SwapOutcome,

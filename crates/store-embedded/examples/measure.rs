@@ -28,7 +28,7 @@ fn batch(stream: &StreamId, count: usize, len: usize) -> AppendBatch {
     let append_time = Timestamp::from_unix_ms(0);
     let records = vec![record; count];
     let partitions = vec![PartitionAppend { partition: Partition(0), expected_next: None, records, append_time }];
-    AppendBatch { stream: stream.clone(), partitions, state: Vec::new(), durability: Durability::Fsync }
+    AppendBatch::to_one(stream.clone(), partitions, Vec::new(), Durability::Fsync)
 }
 
 /// `callers` at a time append `appends` batches over `streams` streams.

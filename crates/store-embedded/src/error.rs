@@ -76,6 +76,9 @@ pub enum Malformed {
     /// A partition stands in the batch more than once.
     #[error("a partition stands in the batch more than once")]
     PartitionTwice,
+    /// A stream stands in the batch more than once.
+    #[error("a stream stands in the batch more than once")]
+    StreamTwice,
     /// A partition is given no record.
     #[error("a partition is given no record")]
     NoRecord,

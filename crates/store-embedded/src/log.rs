@@ -137,7 +137,7 @@ fn unexpected(answer: &Answer) -> LogError {
 /// What an append adds; refused if it is more than the log takes.
 fn size_of(batch: &AppendBatch) -> Result<u64, LogError> {
     let (mut bytes, mut records) = (0, 0);
-    for record in batch.partitions.iter().flat_map(|append| &append.records) {
+    for record in batch.partitions().flat_map(|append| &append.records) {
         let record_bytes = record.bytes.len() as u64 + record.key.as_ref().map_or(0, |key| key.len() as u64);
         if record_bytes > RECORD_MAX_BYTES {
             return Err(LogError::TooLarge { bytes: record_bytes, limit_bytes: RECORD_MAX_BYTES });
@@ -145,15 +145,15 @@ fn size_of(batch: &AppendBatch) -> Result<u64, LogError> {
         bytes += record_bytes;
         records += 1;
     }
+    let partitions = batch.partitions().count();
     for swap in &batch.state {
-        let partitions = batch.partitions.len();
         check_swap(&swap.key, &swap.swap, partitions).map_err(|what| LogError::Unavailable(Box::new(what)))?;
         bytes += swap.key.len() as u64 + put_bytes(&swap.swap, partitions);
     }
     if bytes > APPEND_MAX_BYTES {
         return Err(LogError::TooLarge { bytes, limit_bytes: APPEND_MAX_BYTES });
     }
-    Ok(COMMAND_BYTES + bytes + records * RECORD_BYTES)
+    Ok(COMMAND_BYTES * batch.streams.len().max(1) as u64 + bytes + records * RECORD_BYTES)
 }
 
 /// Whether a key and a value are of a size that the store takes, in an append to so many partitions.

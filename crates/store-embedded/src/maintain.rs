@@ -314,8 +314,7 @@ mod tests {
                 records: vec![record],
                 append_time: clock.timestamp(),
             };
-            let (partitions, state) = (vec![append], Vec::new());
-            let batch = AppendBatch { stream: stream.clone(), partitions, state, durability: Durability::Fsync };
+            let batch = AppendBatch::to_one(stream.clone(), vec![append], Vec::new(), Durability::Fsync);
             store.append(batch).await.unwrap();
             clock.advance(Duration::from_secs(5));
             for _ in 0..2 {

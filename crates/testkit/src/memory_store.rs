@@ -15,8 +15,8 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 use tidegate_core::port::{
     AppendBatch, AppendOutcome, Cause, ChangeLog, Commit, CompareAndSwap, Created, Durability, LogError, LogRead,
-    LogSpec, LogWatch, MetaEntry, MetaError, MetaRange, MetaStore, MetaWatch, PartitionBounds, ReadBounds, StreamId,
-    SwapOutcome, Trim,
+    LogSpec, LogWatch, MetaEntry, MetaError, MetaRange, MetaStore, MetaWatch, PartitionBounds, ReadBounds,
+    StreamAppend, StreamId, SwapOutcome, Trim,
 };
 use tidegate_core::position::{Offset, Partition};
 use tidegate_core::time::{Clock, Timestamp};
@@ -30,7 +30,7 @@ use partition::PartitionState;
 /// What the port leaves open, it answers like this: retention is exact and happens at each append (of the partitions
 /// appended to) and at [`maintain`](Self::maintain); compaction happens at `maintain` alone. Bytes are those of the
 /// records, without keys. A reason stays with a record's place: a trim over what retention took leaves two gaps. What lies
-/// before a start that is not zero is a gap of the reason trim. A batch that breaks the port's form (a partition twice, no
+/// before a start that is not zero is a gap of the reason trim. A batch that breaks the port's form (a stream or a partition twice, no
 /// record, offsets beyond 2^64 - 1) changes nothing and is [`LogError::Unavailable`] with the cause [`MalformedBatch`]. An
 /// append of no partitions swaps its state alone. `Check` of an absent entry gives the revision 0.
 pub struct MemoryStore {
@@ -69,6 +69,9 @@ pub enum MalformedBatch {
     /// A partition stands in the batch more than once.
     #[error("a partition stands in the batch more than once")]
     PartitionTwice,
+    /// A stream stands in the batch more than once.
+    #[error("a stream stands in the batch more than once")]
+    StreamTwice,
     /// A partition is given no record.
     #[error("a partition is given no record")]
     NoRecord,
@@ -83,6 +86,29 @@ pub enum MalformedBatch {
 fn malformed(what: MalformedBatch) -> LogError {
     let cause: Cause = what.into();
     LogError::Unavailable(cause)
+}
+
+impl State {
+    /// Whether an append can be made to a stream; gives the answer where it is not there.
+    fn look(&self, number: usize, append: &StreamAppend) -> Result<Option<AppendOutcome>, LogError> {
+        let missing = |partition| Ok(Some(AppendOutcome::NoSuchPartition { stream: number, partition }));
+        let Some(stream) = self.streams.get(&append.stream) else {
+            return missing(append.partitions.first().map_or(Partition(0), |one| one.partition));
+        };
+        for (index, one) in append.partitions.iter().enumerate() {
+            let Some(partition) = stream.partition(one.partition) else { return missing(one.partition) };
+            if one.records.is_empty() {
+                return Err(malformed(MalformedBatch::NoRecord));
+            }
+            if append.partitions[..index].iter().any(|before| before.partition == one.partition) {
+                return Err(malformed(MalformedBatch::PartitionTwice));
+            }
+            if !partition.has_room(one.records.len()) {
+                return Err(malformed(MalformedBatch::NoOffsetLeft));
+            }
+        }
+        Ok(None)
+    }
 }
 
 impl StreamState {
@@ -137,30 +163,20 @@ impl MemoryStore {
     fn append_now(&self, batch: AppendBatch) -> Result<AppendOutcome, LogError> {
         let now = self.clock.timestamp();
         let state = &mut *self.shared.state.lock();
-        let first = batch.partitions.first().map_or(Partition(0), |append| append.partition);
-        let Some(stream) = state.streams.get_mut(&batch.stream) else {
-            return Ok(AppendOutcome::NoSuchPartition(first));
-        };
-        let mut seen = Vec::new();
-        for append in &batch.partitions {
-            let Some(partition) = stream.partition(append.partition) else {
-                return Ok(AppendOutcome::NoSuchPartition(append.partition));
-            };
-            if append.records.is_empty() {
-                return Err(malformed(MalformedBatch::NoRecord));
+        for (number, append) in batch.streams.iter().enumerate() {
+            if let Some(refused) = state.look(number, append)? {
+                return Ok(refused);
             }
-            if seen.contains(&append.partition) {
-                return Err(malformed(MalformedBatch::PartitionTwice));
+            if batch.streams[..number].iter().any(|before| before.stream == append.stream) {
+                return Err(malformed(MalformedBatch::StreamTwice));
             }
-            if !partition.has_room(append.records.len()) {
-                return Err(malformed(MalformedBatch::NoOffsetLeft));
-            }
-            seen.push(append.partition);
         }
-        for append in &batch.partitions {
-            let next = stream.partitions[append.partition.0 as usize].next();
-            if append.expected_next.is_some_and(|expected| expected != next) {
-                return Ok(AppendOutcome::OffsetMismatch { partition: append.partition, next });
+        for (number, append) in batch.streams.iter().enumerate() {
+            for one in &append.partitions {
+                let next = state.streams[&append.stream].partitions[one.partition.0 as usize].next();
+                if one.expected_next.is_some_and(|expected| expected != next) {
+                    return Ok(AppendOutcome::OffsetMismatch { stream: number, partition: one.partition, next });
+                }
             }
         }
         if let Some((index, current)) = state.entries.mismatch(&batch.state) {
@@ -169,13 +185,16 @@ impl MemoryStore {
         // Nothing can fail from here on.
         state.commit += 1;
         let commit = Commit(state.commit);
-        let mut ranges = Vec::with_capacity(batch.partitions.len());
-        for append in batch.partitions {
-            let index = append.partition.0 as usize;
-            let partition = &mut stream.partitions[index];
-            ranges.push(partition.append(append.records, append.append_time, commit));
-            partition.retain(&stream.spec.retention, now);
-            stream.touch(index);
+        let mut ranges = Vec::new();
+        for append in batch.streams {
+            let stream = state.streams.get_mut(&append.stream).expect("it was looked at");
+            for one in append.partitions {
+                let index = one.partition.0 as usize;
+                let partition = &mut stream.partitions[index];
+                ranges.push(partition.append(one.records, one.append_time, commit));
+                partition.retain(&stream.spec.retention, now);
+                stream.touch(index);
+            }
         }
         if !batch.state.is_empty() {
             state.entries.apply(batch.state, &ranges, self.shared.watched());

@@ -13,6 +13,7 @@ mod model_meta;
 mod read;
 mod reopen;
 mod scale;
+mod several;
 mod stream;
 #[cfg(test)]
 mod trial;
@@ -38,6 +39,7 @@ pub use model_meta::*;
 pub use read::*;
 pub use reopen::*;
 pub use scale::*;
+pub use several::*;
 pub use stream::*;
 pub use vocabulary::*;
 pub use watch::*;
@@ -97,6 +99,9 @@ macro_rules! change_log_suite {
             a_partition_without_records_is_refused
             append_time_never_goes_back
             an_append_may_be_left_to_the_operating_system
+            an_append_to_several_streams_is_one_step
+            several_streams_are_appended_to_all_or_none
+            state_says_where_the_records_of_several_streams_lie
             offsets_end_at_the_greatest_number
             a_read_is_bounded_by_records
             a_read_is_bounded_by_bytes
@@ -138,6 +143,7 @@ macro_rules! change_log_suite {
             one_of_many_who_expect_a_revision_wins
             commits_order_all_appends_the_same_way_in_every_partition
             what_can_be_read_has_nothing_unread_before_it
+            no_reader_sees_half_of_several_streams
             one_of_many_who_create_a_stream_makes_it
             who_watches_and_then_reads_misses_nothing
             one_append_wakes_a_thousand_watchers

@@ -108,7 +108,7 @@ impl Actor {
         let at_target = change.swaps.len();
         change.swaps.push(target.unchanged());
         let (stream, durability) = (target.log_id.clone(), core.durability);
-        let batch = AppendBatch { stream, partitions, state: change.swaps.clone(), durability };
+        let batch = AppendBatch::to_one(stream, partitions, change.swaps.clone(), durability);
         change.swaps.truncate(at_target);
         match core.log.append(batch).await {
             Ok(AppendOutcome::Appended(_)) => {
@@ -124,7 +124,7 @@ impl Actor {
                 match outcome {
                     AppendOutcome::StateMismatch { index: 0, .. } => core.refresh(&self.handle).await?,
                     AppendOutcome::StateMismatch { index, .. } if index == at_target => core.refresh(&target).await?,
-                    AppendOutcome::NoSuchPartition(_) => core.refresh(&target).await?,
+                    AppendOutcome::NoSuchPartition { .. } => core.refresh(&target).await?,
                     _ => {}
                 }
                 // Somebody else was there first: what is dead still is tried again.

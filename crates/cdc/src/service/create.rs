@@ -88,7 +88,7 @@ impl StreamService {
             let append_time = Timestamp::from_unix_ms(meta.created_at_ms);
             let append = PartitionAppend { partition: Partition(0), expected_next: None, records, append_time };
             let durability = self.core.durability;
-            let batch = AppendBatch { stream: log_id.clone(), partitions: vec![append], state, durability };
+            let batch = AppendBatch::to_one(log_id.clone(), vec![append], state, durability);
             let outcome = self.core.log.append(batch).await;
             matches!(outcome.map_err(StreamError::store)?, AppendOutcome::Appended(_))
         };

@@ -256,16 +256,12 @@ impl StreamService {
             }
             let count = kept.len() as u64;
             let bytes = kept.iter().map(|one| one.record.bytes.len() as u64).sum();
-            let batch = AppendBatch {
-                stream: handle.log_id.clone(),
-                partitions: by_partition(&kept, now),
-                state,
-                durability: self.core.durability,
-            };
+            let partitions = by_partition(&kept, now);
             // Every record was late and nobody's sequence has to be kept: there is nothing to append.
-            if batch.partitions.is_empty() && producer.is_none() && !extra.changes() {
+            if partitions.is_empty() && producer.is_none() && !extra.changes() {
                 return Ok(Published { late, ..Published::default() });
             }
+            let batch = AppendBatch::to_one(handle.log_id.clone(), partitions, state, self.core.durability);
             let outcome = self.core.log.append(batch).await;
             if outcome.is_err() {
                 // It may have happened: what is known is read again before the next decision.
@@ -299,7 +295,7 @@ impl StreamService {
                     forget(&mut producer, &mut watermarks);
                     extra.forget();
                 }
-                AppendOutcome::NoSuchPartition(partition) => {
+                AppendOutcome::NoSuchPartition { partition, .. } => {
                     self.core.refresh(handle).await?;
                     handle.check_partition(partition)?;
                     return Err(StreamError::from(StoreError::Corrupt {

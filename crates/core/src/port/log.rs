@@ -25,8 +25,8 @@ pub trait ChangeLog: Send + Sync + 'static {
     /// Creates a stream. An equal one is [`Created::Existed`]; a different one of that name is [`Created::Differs`].
     async fn create(&self, stream: &StreamId, spec: &LogSpec) -> Result<Created, LogError>;
 
-    /// Appends to one or several partitions, with conditions and attached state, in one atomic step, durable when
-    /// answered.
+    /// Appends to one or several partitions of one or several streams, with conditions and attached state, in one atomic step,
+    /// durable when answered: no reader ever sees a part of it.
     async fn append(&self, batch: AppendBatch) -> Result<AppendOutcome, LogError>;
 
     /// Reads from `from` on, bounded; shares bytes, copies none that it need not. Gaps stand in their place; adjacent
@@ -117,14 +117,39 @@ pub enum Created {
 /// One atomic append.
 #[derive(Debug, Clone)]
 pub struct AppendBatch {
-    /// Where to.
-    pub stream: StreamId,
-    /// What, a partition at most once.
-    pub partitions: Vec<PartitionAppend>,
+    /// Where to and what, a stream at most once. None = the state alone is swapped.
+    pub streams: Vec<StreamAppend>,
     /// State that must not drift from the records: all of it is swapped, or nothing is appended.
     pub state: Vec<CompareAndSwap>,
     /// By when it must be durable.
     pub durability: Durability,
+}
+
+impl AppendBatch {
+    /// An append to one stream.
+    #[must_use]
+    pub fn to_one(
+        stream: StreamId,
+        partitions: Vec<PartitionAppend>,
+        state: Vec<CompareAndSwap>,
+        durability: Durability,
+    ) -> Self {
+        Self { streams: vec![StreamAppend { stream, partitions }], state, durability }
+    }
+
+    /// What it appends, in the order in which [`AppendOutcome::Appended`] answers.
+    pub fn partitions(&self) -> impl Iterator<Item = &PartitionAppend> {
+        self.streams.iter().flat_map(|append| &append.partitions)
+    }
+}
+
+/// What an append adds to one stream.
+#[derive(Debug, Clone)]
+pub struct StreamAppend {
+    /// Where to.
+    pub stream: StreamId,
+    /// What, a partition at most once. None = the stream only has to be there.
+    pub partitions: Vec<PartitionAppend>,
 }
 
 /// Records for one partition.
@@ -151,8 +176,8 @@ pub struct AppendRecord {
     pub tombstone: bool,
 }
 
-/// The place of an append in the order of all appends to a log: all records of one append share it, a later append has a
-/// higher one, and once an append can be read, every append with a lower one can. So a merge of partitions by (commit,
+/// The place of an append in the order of all appends to a log: all records of one append, in all its streams,
+/// share it, a later append has a higher one, and once an append can be read, every append with a lower one can. So a merge of partitions by (commit,
 /// partition, offset) is the same for every reader at every time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Commit(pub u64);
@@ -160,10 +185,12 @@ pub struct Commit(pub u64);
 /// What came of an append. A lost race is a value, not an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AppendOutcome {
-    /// It is there, durable as asked.
+    /// It is there, durable as asked: where, a range for each partition of the batch in its order.
     Appended(Vec<AppendedRange>),
     /// A partition's next offset was not the expected one: nothing happened.
     OffsetMismatch {
+        /// Whose, by the stream's place in the batch.
+        stream: usize,
         /// Which.
         partition: Partition,
         /// What it is.
@@ -177,7 +204,12 @@ pub enum AppendOutcome {
         revision: Option<Revision>,
     },
     /// There is no such stream or partition: nothing happened.
-    NoSuchPartition(Partition),
+    NoSuchPartition {
+        /// Whose, by the stream's place in the batch.
+        stream: usize,
+        /// Which; the first one that was to be appended to where there is no such stream.
+        partition: Partition,
+    },
 }
 
 /// Where records came to lie.

@@ -73,7 +73,7 @@ pub enum Swap {
     /// Sets the value.
     Put(Bytes),
     /// Sets the value to these bytes followed by where the records of the same append came to lie, for each of its partitions
-    /// in their order: the partition as `u32`, the first offset and the offset after the last as `u64`, all big-endian. So
+    /// in their order (of several streams: one stream's after the other's): the partition as `u32`, the first offset and the offset after the last as `u64`, all big-endian. So
     /// state that is stored with an append can say where it lies. In a swap without an append nothing follows the bytes.
     PutWithRanges(Bytes),
     /// Removes the entry.

@@ -1,6 +1,6 @@
 //! Appending within a group. It never stores a part of an append.
 
-use tidegate_core::port::{AppendBatch, AppendOutcome, AppendedRange, Durability, PartitionAppend};
+use tidegate_core::port::{AppendBatch, AppendOutcome, AppendedRange, Durability, PartitionAppend, StreamAppend};
 use tidegate_core::position::{Offset, Partition};
 
 use super::{Group, malformed};
@@ -11,29 +11,23 @@ use crate::error::{Malformed, WriteError};
 
 impl Group<'_> {
     pub(super) fn append(&mut self, batch: &AppendBatch) -> Result<AppendOutcome, WriteError> {
-        let first = batch.partitions.first().map_or(Partition(0), |append| append.partition);
-        let Some(stream) = self.stream(&batch.stream)? else { return Ok(AppendOutcome::NoSuchPartition(first)) };
-        let mut states: Vec<PartitionState> = Vec::with_capacity(batch.partitions.len());
-        for (index, append) in batch.partitions.iter().enumerate() {
-            if !stream.has(append.partition) {
-                return Ok(AppendOutcome::NoSuchPartition(append.partition));
+        let mut places: Vec<(Place, PartitionState)> = Vec::with_capacity(batch.partitions().count());
+        for (number, append) in batch.streams.iter().enumerate() {
+            if let Some(refused) = self.look(number, append, &mut places)? {
+                return Ok(refused);
             }
-            if append.records.is_empty() {
-                return Err(malformed(Malformed::NoRecord));
+            // A map would cost an allocation where most appends are to one stream.
+            if batch.streams[..number].iter().any(|before| before.stream == append.stream) {
+                return Err(malformed(Malformed::StreamTwice));
             }
-            if batch.partitions[..index].iter().any(|before| before.partition == append.partition) {
-                return Err(malformed(Malformed::PartitionTwice));
-            }
-            let state = self.state(&stream, append.partition)?;
-            if state.next.checked_add(append.records.len() as u64).is_none() {
-                return Err(malformed(Malformed::NoOffsetLeft));
-            }
-            states.push(state);
         }
-        for (append, state) in batch.partitions.iter().zip(&states) {
-            let next = Offset(state.next);
-            if append.expected_next.is_some_and(|expected| expected != next) {
-                return Ok(AppendOutcome::OffsetMismatch { partition: append.partition, next });
+        let mut known = places.iter();
+        for (number, append) in batch.streams.iter().enumerate() {
+            for (append, (_, state)) in append.partitions.iter().zip(&mut known) {
+                let next = Offset(state.next);
+                if append.expected_next.is_some_and(|expected| expected != next) {
+                    return Ok(AppendOutcome::OffsetMismatch { stream: number, partition: append.partition, next });
+                }
             }
         }
         if let Some((index, current)) = self.mismatch(&batch.state)? {
@@ -42,9 +36,8 @@ impl Group<'_> {
         // From here on only retention can fail, on damaged bytes at the partition's other end, and it is left out then.
         self.fsync |= batch.durability == Durability::Fsync;
         self.counters.commit += 1;
-        let mut ranges = Vec::with_capacity(states.len());
-        for (append, mut state) in batch.partitions.iter().zip(states) {
-            let place = Place { stream: stream.clone(), partition: append.partition };
+        let mut ranges = Vec::with_capacity(places.len());
+        for (append, (place, mut state)) in batch.partitions().zip(places) {
             let base = state.next;
             self.lay(&place, &mut state, append);
             ranges.push(AppendedRange { partition: append.partition, base: Offset(base), next: Offset(state.next) });
@@ -52,13 +45,43 @@ impl Group<'_> {
             match self.retain(&place, &mut retained) {
                 Ok(_) => state = retained,
                 Err(error) => tracing::error!(
-                    stream = ?stream.id, partition = append.partition.0, %error, "retention is left out"
+                    stream = ?place.stream.id, partition = append.partition.0, %error, "retention is left out"
                 ),
             }
             self.put_state(&place, state);
         }
         self.make(&batch.state, &ranges);
         Ok(AppendOutcome::Appended(ranges))
+    }
+
+    /// Finds the partitions that an append goes to; gives the answer where one is not there.
+    fn look(
+        &self,
+        number: usize,
+        append: &StreamAppend,
+        places: &mut Vec<(Place, PartitionState)>,
+    ) -> Result<Option<AppendOutcome>, WriteError> {
+        let missing = |partition| Ok(Some(AppendOutcome::NoSuchPartition { stream: number, partition }));
+        let Some(stream) = self.stream(&append.stream)? else {
+            return missing(append.partitions.first().map_or(Partition(0), |append| append.partition));
+        };
+        for (index, one) in append.partitions.iter().enumerate() {
+            if !stream.has(one.partition) {
+                return missing(one.partition);
+            }
+            if one.records.is_empty() {
+                return Err(malformed(Malformed::NoRecord));
+            }
+            if append.partitions[..index].iter().any(|before| before.partition == one.partition) {
+                return Err(malformed(Malformed::PartitionTwice));
+            }
+            let state = self.state(&stream, one.partition)?;
+            if state.next.checked_add(one.records.len() as u64).is_none() {
+                return Err(malformed(Malformed::NoOffsetLeft));
+            }
+            places.push((Place { stream: stream.clone(), partition: one.partition }, state));
+        }
+        Ok(None)
     }
 
     /// Lays records into chunks at the tail.

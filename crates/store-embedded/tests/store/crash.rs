@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use bytes::Bytes;
 use tidegate_core::port::{
-    AppendOutcome, ChangeLog as _, CompareAndSwap, Durability, MetaStore as _, Swap, SwapOutcome,
+    AppendOutcome, ChangeLog as _, CompareAndSwap, Durability, MetaStore as _, StreamAppend, Swap, SwapOutcome,
 };
 use tidegate_store_embedded::{EmbeddedConfig, EmbeddedStore, OpenError};
 use tidegate_testkit::{ManualClock, block_on};
@@ -33,12 +33,16 @@ fn the_child_that_is_killed() {
         let store = EmbeddedStore::open(EmbeddedConfig::new(folder, std::sync::Arc::new(ManualClock::new()))).unwrap();
         let id = stream("s");
         store.create(&id, &spec()).await.unwrap();
+        store.create(&stream("other"), &spec()).await.unwrap();
         let mut next = store.bounds(&id).await.unwrap()[0].next.0;
         let key = Bytes::from_static(b"next");
         let mut revision = store.get(&key).await.unwrap().map(|entry| entry.revision);
         loop {
             let count = next % 3 + 1;
             let mut batch = batch(&id, (next..next + count).map(|number| record(body(number))).collect());
+            // The same records go to two streams, in one step.
+            let other = batch.streams[0].partitions.clone();
+            batch.streams.push(StreamAppend { stream: stream("other"), partitions: other });
             next += count;
             let put = Swap::Put(Bytes::copy_from_slice(&next.to_le_bytes()));
             batch.state = vec![CompareAndSwap { key: key.clone(), expected: revision, swap: put }];
@@ -75,6 +79,7 @@ fn what_was_acknowledged_survives_kill_9_again_and_again() {
             let (records, gaps) = read_all(&store, &stream("s"), 0).await.unwrap();
             assert!(records.len() as u64 >= acknowledged && gaps.is_empty());
             assert!(records.iter().all(|(offset, bytes)| *bytes == body(*offset)));
+            assert!(read_all(&store, &stream("other"), 0).await.unwrap().0 == records, "two streams drift");
             let state = store.get(b"next").await.unwrap().unwrap().value.unwrap();
             assert_eq!(
                 u64::from_le_bytes(state[..].try_into().unwrap()),

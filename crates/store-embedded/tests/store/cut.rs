@@ -25,12 +25,7 @@ fn spread(partitions: impl Iterator<Item = u32>, clock: &ManualClock) -> AppendB
         records: vec![record("x")],
         append_time,
     };
-    AppendBatch {
-        stream: stream("s"),
-        partitions: partitions.map(append).collect(),
-        state: Vec::new(),
-        durability: Durability::Os,
-    }
+    AppendBatch::to_one(stream("s"), partitions.map(append).collect(), Vec::new(), Durability::Os)
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn callers_that_wait_for_a_write_share_the_next_one_and_a_mismatch_disturbs_none
         for number in 0..200_u64 {
             let (store, mut batch) = (store.clone(), batch(&id, vec![record(format!("{number}"))]));
             // Every tenth expects an offset that it cannot have.
-            batch.partitions[0].expected_next = (number % 10 == 9).then_some(Offset(1 << 40));
+            batch.streams[0].partitions[0].expected_next = (number % 10 == 9).then_some(Offset(1 << 40));
             calls.push(tokio::spawn(async move { store.append(batch).await.unwrap() }));
             if number == 0 {
                 until("the first write", async || waiting.load(Ordering::SeqCst) == 2).await;

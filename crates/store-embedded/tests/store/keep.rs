@@ -23,7 +23,7 @@ fn retention_by_age_reaches_streams_that_nobody_touches_after_a_restart() {
             let id = stream(&number.to_string());
             store.create(&id, &aged).await.unwrap();
             let mut batch = batch(&id, vec![record("x"); 3]);
-            batch.partitions[0].append_time = clock.timestamp();
+            batch.streams[0].partitions[0].append_time = clock.timestamp();
             store.append(batch).await.unwrap();
         }
         store.close();
@@ -42,8 +42,8 @@ fn retention_by_age_reaches_streams_that_nobody_touches_after_a_restart() {
         let (_, gaps) = read_all(&store, &stream("0"), 1).await.unwrap();
         assert_eq!((gaps.len(), gaps[0].to, gaps[0].reason), (1, Offset(3), GapReason::Retention));
         let mut young = batch(&stream("0"), vec![record("y")]);
-        young.partitions[0].append_time = clock.timestamp();
-        young.partitions[0].expected_next = Some(Offset(3));
+        young.streams[0].partitions[0].append_time = clock.timestamp();
+        young.streams[0].partitions[0].expected_next = Some(Offset(3));
         store.append(young).await.unwrap();
         let now = clock.timestamp();
         assert_eq!(store.maintain(now).unwrap().looked_at, 0, "nothing is due of what is empty or young");

@@ -58,7 +58,7 @@ fn streams_that_were_forgotten_are_as_they_were_and_a_watched_one_is_not_forgott
             assert_eq!(read_all(&store, &stream(&number.to_string()), 0).await.unwrap().0.len(), 3);
         }
         let mut wrong = batch(&stream("7"), vec![record("x")]);
-        wrong.partitions[0].expected_next = Some(Offset(4));
+        wrong.streams[0].partitions[0].expected_next = Some(Offset(4));
         let outcome = store.append(wrong).await.unwrap();
         assert!(matches!(outcome, tidegate_core::port::AppendOutcome::OffsetMismatch { next: Offset(3), .. }));
     });

@@ -49,7 +49,7 @@ pub(crate) fn record(bytes: impl Into<Bytes>) -> AppendRecord {
 pub(crate) fn batch(stream: &StreamId, records: Vec<AppendRecord>) -> AppendBatch {
     let append_time = Timestamp::from_unix_ms(1_767_225_600_000);
     let partitions = vec![PartitionAppend { partition: Partition(0), expected_next: None, records, append_time }];
-    AppendBatch { stream: stream.clone(), partitions, state: Vec::new(), durability: Durability::Fsync }
+    AppendBatch::to_one(stream.clone(), partitions, Vec::new(), Durability::Fsync)
 }
 
 /// Appends to partition 0; gives the first offset.

@@ -18,7 +18,7 @@ fn batch(partitions: Vec<(u32, usize)>) -> AppendBatch {
         records: vec![record.clone(); records],
         append_time: Timestamp::from_unix_ms(0),
     });
-    AppendBatch { stream: stream(), partitions: partitions.collect(), state: Vec::new(), durability: Durability::Fsync }
+    AppendBatch::to_one(stream(), partitions.collect(), Vec::new(), Durability::Fsync)
 }
 
 fn cause(error: LogError) -> MalformedBatch {
@@ -43,6 +43,9 @@ fn a_malformed_batch_says_what_is_wrong_and_changes_nothing() {
             assert_eq!(cause(store.append(batch(partitions)).await.unwrap_err()), what);
             assert!(store.bounds(&stream()).await.unwrap().iter().all(|bounds| bounds.next == spec.start));
         }
+        let mut twice = batch(vec![(0, 1)]);
+        twice.streams.extend(batch(vec![(1, 1)]).streams);
+        assert_eq!(cause(store.append(twice).await.unwrap_err()), MalformedBatch::StreamTwice);
         let appended = store.append(batch(vec![(1, 1)])).await.unwrap();
         let range = AppendedRange { partition: Partition(1), base: Offset(u64::MAX - 1), next: Offset(u64::MAX) };
         assert_eq!(appended, AppendOutcome::Appended(vec![range]));

@@ -76,17 +76,17 @@ pub async fn an_offset_that_is_not_next_changes_nothing<W: StoreWorld>() {
     append_to(&world, &id, records("r", 3)).await;
     for expected in [0, 2, 4, u64::MAX] {
         let mut both = batch(&world, &id, [(1, records("x", 1)), (0, records("x", 1))]);
-        both.partitions[1].expected_next = Some(Offset(expected));
+        both.streams[0].partitions[1].expected_next = Some(Offset(expected));
         both.state = vec![put("state", None, "x")];
         let outcome = try_append(&*log, both).await;
-        assert_eq!(outcome, AppendOutcome::OffsetMismatch { partition: P0, next: Offset(3) });
+        assert_eq!(outcome, AppendOutcome::OffsetMismatch { stream: 0, partition: P0, next: Offset(3) });
     }
     let all: Vec<_> = all_bounds(&*log, &id).await.iter().map(|of| of.next.0).collect();
     assert_eq!(all, [3, 0]);
     assert_eq!(value(&*log, "state").await, None);
     let mut both = batch(&world, &id, [(1, records("x", 1)), (0, records("x", 1))]);
-    both.partitions[0].expected_next = Some(Offset(0));
-    both.partitions[1].expected_next = Some(Offset(3));
+    both.streams[0].partitions[0].expected_next = Some(Offset(0));
+    both.streams[0].partitions[1].expected_next = Some(Offset(3));
     append(&*log, both).await;
 }
 

@@ -63,7 +63,7 @@ pub async fn one_of_many_who_expect_an_offset_wins<W: StoreWorld>() {
     for round in 0..4 {
         let outcomes = all_at_once(|task| {
             let mut one = batch(&*world, &id, [(0, records(&format!("{round}/{task}/"), 1))]);
-            one.partitions[0].expected_next = Some(Offset(round));
+            one.streams[0].partitions[0].expected_next = Some(Offset(round));
             let log = Arc::clone(&log);
             async move { try_append(&*log, one).await }
         })
@@ -72,7 +72,7 @@ pub async fn one_of_many_who_expect_an_offset_wins<W: StoreWorld>() {
         for (task, outcome) in outcomes.into_iter().enumerate() {
             match outcome {
                 AppendOutcome::Appended(_) => assert_eq!(winner.replace(task), None, "one wins"),
-                AppendOutcome::OffsetMismatch { partition: P0, next } => assert_eq!(next, Offset(round + 1)),
+                AppendOutcome::OffsetMismatch { partition: P0, next, .. } => assert_eq!(next, Offset(round + 1)),
                 other => panic!("neither won nor lost: {other:?}"),
             }
         }

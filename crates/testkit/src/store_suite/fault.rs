@@ -192,7 +192,7 @@ pub async fn who_reads_before_trying_again_loses_and_repeats_nothing<W: StoreWor
     let mut number = 0;
     while number < RECORDS {
         let mut one = batch(&world, &id, [(0, vec![record(number.to_string())])]);
-        one.partitions[0].expected_next = Some(Offset(5 + number));
+        one.streams[0].partitions[0].expected_next = Some(Offset(5 + number));
         match store.append(one).await {
             Ok(AppendOutcome::Appended(_)) => number += 1,
             Ok(AppendOutcome::OffsetMismatch { next, .. }) => number = next.0 - 5,

@@ -269,10 +269,10 @@ impl<W: StoreWorld> Play<W> {
         let mut one = batch(&self.world, &id(stream), partitions.clone());
         let model = self.streams.get(&stream);
         let mut refusals = Vec::new();
-        for append in &mut one.partitions {
+        for append in &mut one.streams[0].partitions {
             let number = append.partition.0 as usize;
             let Some(model) = model.filter(|model| number < model.partitions.len()) else {
-                refusals.push(AppendOutcome::NoSuchPartition(append.partition));
+                refusals.push(AppendOutcome::NoSuchPartition { stream: 0, partition: append.partition });
                 continue;
             };
             let next = Offset(model.next(number));
@@ -281,7 +281,7 @@ impl<W: StoreWorld> Play<W> {
                 Condition::Right => append.expected_next = Some(next),
                 Condition::Wrong => {
                     append.expected_next = Some(Offset(next.0 + 1));
-                    refusals.push(AppendOutcome::OffsetMismatch { partition: append.partition, next });
+                    refusals.push(AppendOutcome::OffsetMismatch { stream: 0, partition: append.partition, next });
                 }
             }
         }

@@ -78,7 +78,7 @@ pub async fn a_reopened_log_goes_on_where_it_was<W: StoreWorld>() {
     assert!(matches!(outcome, AppendOutcome::StateMismatch { index: 0, revision: Some(_) }), "{outcome:?}");
     let mut watch = watch_log(&*log, &id).await;
     let mut next = batch_at(Timestamp::from_unix_ms(time.unix_ms() - 60_000), &id, [(0, records("r", 1))]);
-    next.partitions[0].expected_next = Some(Offset(2));
+    next.streams[0].partitions[0].expected_next = Some(Offset(2));
     append(&*log, next).await;
     assert!(wait_for("an append", &mut watch, |of| of.next == Offset(3)).await.is_some());
     let items = whole(&*log, &id, P0, Offset(2)).await;

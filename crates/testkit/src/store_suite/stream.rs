@@ -57,7 +57,7 @@ pub async fn a_stream_starts_where_its_spec_says<W: StoreWorld>() {
         assert_eq!((of.earliest, of.next), (Offset(1_000), Offset(1_000)));
     }
     let mut first = batch(&world, &id, [(1, records("r", 2))]);
-    first.partitions[0].expected_next = Some(Offset(1_000));
+    first.streams[0].partitions[0].expected_next = Some(Offset(1_000));
     let range = append(&*log, first).await[0];
     assert_eq!((range.base, range.next), (Offset(1_000), Offset(1_002)));
     let items = brief(&whole(&*log, &id, Partition(1), Offset(990)).await);
@@ -84,7 +84,7 @@ pub async fn a_missing_stream_is_told<W: StoreWorld>() {
     let trim = Trim::Before { partition: P0, before: Offset::ZERO };
     assert!(matches!(log.trim(&id, trim).await, Err(LogError::NotFound)));
     let outcome = try_append(&*log, batch(&world, &id, [(0, records("r", 1))])).await;
-    assert_eq!(outcome, AppendOutcome::NoSuchPartition(P0));
+    assert_eq!(outcome, AppendOutcome::NoSuchPartition { stream: 0, partition: P0 });
     assert!(all_bounds(&*log, &id).await.is_empty(), "an append makes no stream");
 }
 
@@ -96,7 +96,10 @@ pub async fn a_missing_partition_is_told_and_nothing_is_appended<W: StoreWorld>(
     for missing in [2, u32::MAX] {
         let mut two = batch(&world, &id, [(0, records("r", 1)), (missing, records("r", 1))]);
         two.state = vec![put("state", None, "x")];
-        assert_eq!(try_append(&*log, two).await, AppendOutcome::NoSuchPartition(Partition(missing)));
+        assert_eq!(
+            try_append(&*log, two).await,
+            AppendOutcome::NoSuchPartition { stream: 0, partition: Partition(missing) }
+        );
         let read = log.read(&id, Partition(missing), Offset::ZERO, WIDE).await;
         assert!(matches!(read, Err(LogError::NotFound)));
         let trim = Trim::Before { partition: Partition(missing), before: Offset::ZERO };
@@ -171,7 +174,7 @@ pub async fn a_removed_stream_leaves_nothing_behind<W: StoreWorld>() {
     assert!(all_bounds(&*log, &id).await.is_empty());
     assert!(matches!(log.read(&id, P0, Offset::ZERO, WIDE).await, Err(LogError::NotFound)));
     let outcome = try_append(&*log, batch(&world, &id, [(0, records("r", 1))])).await;
-    assert_eq!(outcome, AppendOutcome::NoSuchPartition(P0));
+    assert_eq!(outcome, AppendOutcome::NoSuchPartition { stream: 0, partition: P0 });
 
     create(&*log, &id, &keep_all(1)).await;
     let of = bounds(&*log, &id).await;

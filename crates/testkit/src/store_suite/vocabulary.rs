@@ -81,12 +81,7 @@ pub fn batch_at(
         records,
         append_time,
     });
-    AppendBatch {
-        stream: stream.clone(),
-        partitions: partitions.collect(),
-        state: Vec::new(),
-        durability: Durability::Fsync,
-    }
+    AppendBatch::to_one(stream.clone(), partitions.collect(), Vec::new(), Durability::Fsync)
 }
 
 /// Creates a stream that was not there.
