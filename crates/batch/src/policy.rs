@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use tidegate_core::id::Name;
 use tidegate_core::limit::Limit;
-use tidegate_core::principal::Scope;
 use tidegate_core::{ErrorKind, Failure, Retry};
 
 use crate::object::{Collection, Scopes};
+use crate::operation::OperationKind;
 
 pub use cell::PolicyCell;
 
@@ -90,15 +90,14 @@ impl Access {
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|access| access.as_str() == text)
     }
+}
 
-    /// What a right of objects is for; `None` for every other right.
-    #[must_use]
-    pub const fn of(right: Scope) -> Option<Self> {
-        match right {
-            Scope::ObjectRead => Some(Self::Read),
-            Scope::ObjectWrite => Some(Self::Write),
-            Scope::ObjectDelete => Some(Self::Delete),
-            _ => None,
+impl From<OperationKind> for Access {
+    fn from(kind: OperationKind) -> Self {
+        match kind {
+            OperationKind::Insert => Self::Write,
+            OperationKind::Get | OperationKind::Head => Self::Read,
+            OperationKind::Delete => Self::Delete,
         }
     }
 }

@@ -16,6 +16,9 @@ mod tests;
 /// Counts the records that no sink took.
 pub const DROPPED_TOTAL: &str = "tidegate_audit_dropped_total";
 
+/// The longest list of rules whose text stands in the trail; of a longer one only the number of rules does.
+pub const RULES_MAX_BYTES: usize = 16 * 1_024;
+
 /// Why a stream was closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -146,6 +149,17 @@ pub enum AuditEvent {
         /// Its value now.
         to: u64,
     },
+    /// `config.changed` too: a list of rules is another.
+    RulesChanged {
+        /// Which.
+        key: &'static str,
+        /// How many rules there were.
+        from: u64,
+        /// How many there are.
+        to: u64,
+        /// What they are now, as text; told up to [`RULES_MAX_BYTES`].
+        rules: Box<str>,
+    },
 }
 
 impl AuditEvent {
@@ -159,7 +173,7 @@ impl AuditEvent {
             Self::LeaseFenced { .. } => "lease.fenced",
             Self::LeaseExpired { .. } => "lease.expired",
             Self::AuthRefused { .. } => "auth.refused",
-            Self::ConfigChanged { .. } => "config.changed",
+            Self::ConfigChanged { .. } | Self::RulesChanged { .. } => "config.changed",
         }
     }
 
@@ -194,6 +208,13 @@ impl AuditEvent {
             Self::AuthRefused { code } => vec![("code", text(code))],
             Self::ConfigChanged { key, from, to } => {
                 vec![("key", text(key)), ("from", count(from)), ("to", count(to))]
+            }
+            Self::RulesChanged { key, from, to, rules } => {
+                let mut fields = vec![("key", text(key)), ("from_rules", count(from)), ("to_rules", count(to))];
+                if rules.len() <= RULES_MAX_BYTES {
+                    fields.push(("rules", AuditValue::Text(rules)));
+                }
+                fields
             }
         }
     }

@@ -9,6 +9,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use tidegate_batch::policy::Rules;
 use tidegate_core::id::Name;
 use tidegate_core::limit::Settings;
 use tidegate_transport_http::TokenConfig;
@@ -18,6 +19,7 @@ mod check;
 mod effective;
 mod layer;
 mod object;
+mod object_limit;
 mod problem;
 mod read;
 mod source;
@@ -45,6 +47,8 @@ pub struct Config {
     pub audit_path: PathBuf,
     /// The `stream.*` and `limits.*` settings.
     pub settings: Settings,
+    /// Who may use objects, and how much: `limits.object.*`.
+    pub object_rules: Rules,
 }
 
 /// Where objects lie.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde_json::Value;
+use tidegate_batch::policy::PolicyCell;
 use tidegate_batch::service::SweepPlace;
 use tidegate_batch::{ObjectParts, ObjectService, ObjectSpec, StoreError, blob};
 use tidegate_cdc::{StreamParts, StreamService};
@@ -168,6 +169,7 @@ impl Server {
             groups: tidegate_cdc::group::GroupService::new(streams.clone()),
             streams: streams.clone(),
             objects: objects.clone(),
+            object_policy: Arc::new(PolicyCell::new(config.object_rules.clone(), clock.now())),
             recovering: Arc::clone(&recovering),
             auth: authenticator,
             config: Arc::new(Shown(config.entries())),
@@ -295,6 +297,7 @@ fn limits() -> Vec<Limit> {
         QUERY_LIMITS,
         tidegate_cdc::LIMITS,
         tidegate_cdc::group::LIMITS,
+        tidegate_batch::policy::LIMITS,
         tidegate_batch::service::LIMITS,
         tidegate_store_embedded::LIMITS,
         tidegate_source_sqlite::LIMITS,

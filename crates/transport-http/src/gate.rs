@@ -6,8 +6,8 @@ mod table;
 mod watched;
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
@@ -46,6 +46,8 @@ pub(crate) struct App {
     pub(crate) secure: bool,
     /// Bounds all batches of objects.
     pub(crate) executor: Executor,
+    /// Held while settings are changed, so that a change is one step for who changes others at the same time.
+    pub(crate) changing: Mutex<()>,
     draining: AtomicBool,
     /// Cancelled when the drain begins: what waits for something to come ends at once.
     pub(crate) leaving: CancellationToken,
@@ -61,6 +63,7 @@ impl App {
             services,
             secure,
             executor: Executor::new(EXECUTOR).expect("the bounds are within their ranges"),
+            changing: Mutex::new(()),
             draining: AtomicBool::new(false),
             leaving: CancellationToken::new(),
             counters: RequestCounters::new(),

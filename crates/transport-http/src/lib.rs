@@ -9,6 +9,7 @@ pub mod encoding;
 mod gate;
 pub mod json;
 mod multipart;
+pub mod object_limit;
 mod parameter;
 pub mod problem;
 mod record;

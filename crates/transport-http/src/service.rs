@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use serde_json::Value;
 use tidegate_batch::ObjectService;
+use tidegate_batch::policy::PolicyCell;
 use tidegate_cdc::StreamService;
 use tidegate_cdc::group::GroupService;
 use tidegate_core::Clock;
@@ -54,6 +55,8 @@ pub struct Services {
     pub groups: GroupService,
     /// Objects in tiers.
     pub objects: ObjectService,
+    /// Who may use them, and how much: `limits.object.*`, which `PATCH /v1/config` replaces.
+    pub object_policy: Arc<PolicyCell>,
     /// What an earlier process left half done is being cleared away: until it is `false`, `GET /readyz` answers 503.
     pub recovering: Arc<AtomicBool>,
     /// Who asks.

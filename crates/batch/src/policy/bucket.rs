@@ -150,6 +150,17 @@ impl Buckets {
         Ok(())
     }
 
+    /// Gives back what an operation took that was let in and not begun.
+    pub(super) fn withdraw(&mut self, now: Moment, collection: &Collection) {
+        let rules = Arc::clone(&self.rules);
+        for (at, rule, rate) in of(&rules, collection, |rule| rule.requests) {
+            if let Some(bucket) = self.pair(at, rule, collection, now).requests.as_mut() {
+                bucket.level += TOKEN;
+                bucket.fill(rate, now);
+            }
+        }
+    }
+
     /// Lets a body of at least so many bytes begin, and charges them; says how long they wait.
     pub(super) fn begin(&mut self, now: Moment, collection: &Collection, bytes: u64) -> Result<Duration, Refused> {
         let rules = Arc::clone(&self.rules);

@@ -78,6 +78,13 @@ impl PolicyCell {
         self.buckets.lock().admit(now, collection)
     }
 
+    /// Takes back what [`Self::admit`] let in and what was not begun: its tokens lie in their buckets again.
+    pub fn withdraw(&self, now: Moment, collection: &Collection) {
+        if !self.rules.load().rate().is_empty() {
+            self.buckets.lock().withdraw(now, collection);
+        }
+    }
+
     /// Whether the bytes of a collection's bodies are limited.
     #[must_use]
     pub fn is_shaped(&self, collection: &Collection) -> bool {

@@ -15,7 +15,7 @@ use super::layer::{FileLayer, PairLayer};
 use super::read::{Context, Node, Section};
 use super::{
     Config, ConfigError, Durability, ENV_PREFIX, Inputs, Listen, ListenTls, Loaded, Problem, Source, auth, object,
-    source,
+    object_limit, source,
 };
 
 const DEFAULT_DATA_DIR: &str = "./tidegate-data";
@@ -84,6 +84,7 @@ fn read(root: &Section<'_>, context: &Context, insecure: bool) -> Option<Config>
     let objects = object::read(root);
     let audit = audit(root);
     let settings = settings(root);
+    let object_rules = object_limit::read(root);
     for key in root.keys().filter(|key| !KEYS.contains(key)) {
         root.refuse_key(key, format!("unknown key; the keys here are {}", KEYS.join(", ")));
     }
@@ -99,6 +100,7 @@ fn read(root: &Section<'_>, context: &Context, insecure: bool) -> Option<Config>
         sources: sources?,
         auth: auth?,
         settings,
+        object_rules: object_rules?,
     })
 }
 
@@ -238,6 +240,10 @@ fn setting_section(section: &Section<'_>, prefix: &str, settings: &mut Settings)
         let dotted = format!("{prefix}.{key}");
         let below = format!("{dotted}.");
         let Some(node) = section.get(key) else { continue };
+        if prefix == "limits" && key == object_limit::TABLE {
+            // Its rules are read by themselves.
+            continue;
+        }
         if let Some(setting) = Settings::ALL.iter().find(|setting| setting.key == dotted) {
             if let Some(value) = node.integer()
                 && let Err(_) = settings.set(setting.key, value)

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use tidegate_core::Scope;
 use tidegate_core::limit::Settings;
 use tidegate_transport_http::auth::KeyMaterial;
+use tidegate_transport_http::object_limit::{KILL, RATE, shown_kill, shown_rate};
 
 use super::{Config, JournalMode, Source};
 
@@ -18,6 +19,8 @@ impl Config {
         for setting in Settings::ALL {
             map.insert(setting.key.into(), settings.get(setting.key).unwrap_or(setting.default).into());
         }
+        map.insert(KILL.into(), shown_kill(self.object_rules.kill()));
+        map.insert(RATE.into(), shown_rate(self.object_rules.rate()));
         map
     }
 

@@ -109,6 +109,11 @@ impl<'a> Node<'a> {
         None
     }
 
+    /// The value as JSON, for who reads that.
+    pub(super) fn json(&self) -> String {
+        json_of(self.value).to_string()
+    }
+
     /// A text without control characters.
     pub(super) fn text(&self) -> Option<String> {
         match self.value.as_str() {
@@ -199,6 +204,26 @@ impl<'a> Node<'a> {
             }),
             _ => self.refuse_type("a table"),
         }
+    }
+}
+
+fn json_of(value: &Value) -> serde_json::Value {
+    match value {
+        Value::String(_, text) => text.as_str().into(),
+        Value::Char(_, character) => character.to_string().into(),
+        Value::Bool(_, flag) => (*flag).into(),
+        Value::Num(_, number) => match (number.to_i128(), number) {
+            (_, Num::F32(_) | Num::F64(_)) | (None, _) => {
+                // A number beyond 64 bits is kept as infinity, which JSON does not have: it must not become nothing.
+                serde_json::Number::from_f64(number.to_f64().unwrap_or(f64::MAX).clamp(f64::MIN, f64::MAX)).into()
+            }
+            (Some(number), _) => serde_json::Number::from_i128(number).into(),
+        },
+        Value::Empty(..) => serde_json::Value::Null,
+        Value::Dict(_, dict) => {
+            serde_json::Value::Object(dict.iter().map(|(key, value)| (key.clone(), json_of(value))).collect())
+        }
+        Value::Array(_, items) => items.iter().map(json_of).collect(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Objects over HTTP: written and read as streams, with ranges, conditions and metadata; listed; uploaded in parts. It keeps no
 //! object's bytes beyond the piece that is on its way.
 
+mod admission;
 mod answer;
 mod batch;
 mod body;
@@ -21,6 +22,7 @@ use http::request::Parts as Head;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 use tidegate_batch::error::GetError;
+use tidegate_batch::policy::Access;
 use tidegate_batch::service::{Get, Got, LIST_MAX, ListRequest, Put};
 use tidegate_batch::{Collection, Condition, ObjectKey};
 use tidegate_core::Principal;
@@ -29,11 +31,12 @@ use super::json as json_answer;
 use crate::gate::App;
 use crate::parameter::Parameters;
 use crate::problem::Problem;
+use admission::{in_collection, object, shaped};
 use answer::{describe, not_modified, object_answer, shown, written};
 use body::incoming;
 use condition::Conditions;
 use metadata::{digest, metadata};
-use place::{in_collection, key_of, object};
+use place::key_of;
 use problem::{get_problem, nonsense, put_problem, store_problem};
 use range::{IfRange, asked_range};
 
@@ -58,7 +61,7 @@ pub(super) async fn create(
     request: Request,
 ) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
-    let collection = in_collection(&principal, &head.uri)?;
+    let collection = in_collection(&app, &principal, &head.uri, Access::Write)?;
     let key = app.services.objects.make_key().map_err(|error| store_problem(&error))?;
     let location = format!("{}/{key}", head.uri.path());
     let mut response = store(&app, &head, body, &collection, &key).await?;
@@ -75,7 +78,7 @@ pub(super) async fn put(
     request: Request,
 ) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
-    let (collection, key) = object(&principal, &head.uri)?;
+    let (collection, key) = object(&app, &principal, &head.uri, Access::Write)?;
     let asked = parameters(asked);
     match (asked.get("upload"), asked.get("part")) {
         (None, None) => store(&app, &head, body, &collection, &key).await,
@@ -93,7 +96,7 @@ pub(super) async fn post(
     request: Request,
 ) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
-    let (collection, key) = object(&principal, &head.uri)?;
+    let (collection, key) = object(&app, &principal, &head.uri, Access::Write)?;
     let asked = parameters(asked);
     match (asked.get("uploads"), asked.get("upload")) {
         (Some(""), None) => upload::begin(&app, &head, body, &collection, &key).await,
@@ -113,8 +116,9 @@ pub(super) async fn read(
     asked: Asked,
     head: Head,
 ) -> Result<Response, Problem> {
-    let (collection, key) = object(&principal, &head.uri)?;
-    if let Some(upload) = upload_of(&parameters(asked))? {
+    let upload = upload_of(&parameters(asked));
+    let (collection, key) = object(&app, &principal, &head.uri, reads_or_uploads(&upload))?;
+    if let Some(upload) = upload? {
         return upload::parts(&app, &collection, &key, &upload).await;
     }
     let conditions = Conditions::read(&head.headers)?;
@@ -138,7 +142,7 @@ pub(super) async fn read(
     match got {
         Ok(Got::Object(object)) => match conditions.by_time(&object.info)? {
             Some(response) => Ok(response),
-            None => Ok(object_answer(object, get.range.is_some())),
+            None => shaped(&app, &collection, object_answer(object, get.range.is_some())),
         },
         Ok(Got::NotModified(info)) => {
             conditions.unmodified(&info)?;
@@ -165,8 +169,9 @@ pub(super) async fn show(
     asked: Asked,
     head: Head,
 ) -> Result<Response, Problem> {
-    let (collection, key) = object(&principal, &head.uri)?;
-    if let Some(upload) = upload_of(&parameters(asked))? {
+    let upload = upload_of(&parameters(asked));
+    let (collection, key) = object(&app, &principal, &head.uri, reads_or_uploads(&upload))?;
+    if let Some(upload) = upload? {
         return upload::parts(&app, &collection, &key, &upload).await;
     }
     let conditions = Conditions::read(&head.headers)?;
@@ -194,8 +199,11 @@ pub(super) async fn remove(
     asked: Asked,
     head: Head,
 ) -> Result<Response, Problem> {
-    let (collection, key) = object(&principal, &head.uri)?;
-    if let Some(upload) = parameters(asked).get("upload") {
+    let asked = parameters(asked);
+    let upload = asked.get("upload");
+    let access = if upload.is_some() { Access::Write } else { Access::Delete };
+    let (collection, key) = object(&app, &principal, &head.uri, access)?;
+    if let Some(upload) = upload {
         return upload::abort(&app, &collection, &key, upload).await;
     }
     let condition = Conditions::read(&head.headers)?.pinned(&app.services.objects, &collection, &key).await?;
@@ -211,7 +219,7 @@ pub(super) async fn list(
     asked: Asked,
     head: Head,
 ) -> Result<Response, Problem> {
-    let collection = in_collection(&principal, &head.uri)?;
+    let collection = in_collection(&app, &principal, &head.uri, Access::Read)?;
     let asked = parameters(asked);
     let prefix = asked.get("prefix").filter(|prefix| !prefix.is_empty()).map(key_of).transpose()?;
     let request = ListRequest {
@@ -221,7 +229,8 @@ pub(super) async fn list(
     };
     let listing = app.services.objects.list(&collection, &request).await.map_err(|error| store_problem(&error))?;
     let objects: Vec<Value> = listing.objects.iter().map(shown).collect();
-    Ok(json_answer(&json!({"objects": objects, "next": listing.next.map(|key| key.as_str().to_owned())})))
+    let answer = json_answer(&json!({"objects": objects, "next": listing.next.map(|key| key.as_str().to_owned())}));
+    shaped(&app, &collection, answer)
 }
 
 /// Writes an object from a request's body.
@@ -238,8 +247,13 @@ async fn store(
         sha256: digest(&head.headers)?,
         condition: Conditions::read(&head.headers)?.pinned(objects, collection, key).await?,
     };
-    let stored = objects.put(collection, key, put, incoming(app, body)?).await;
+    let stored = objects.put(collection, key, put, incoming(app, collection, body)?).await;
     Ok(written(&stored.map_err(put_problem)?))
+}
+
+/// What a reader does: an upload's parts are its writer's.
+fn reads_or_uploads(upload: &Result<Option<String>, Problem>) -> Access {
+    if matches!(upload, Ok(Some(_))) { Access::Write } else { Access::Read }
 }
 
 /// The upload that a reader asks for; with a signed address there is none.

@@ -1,20 +1,23 @@
 //! The effective configuration, the settings that can be changed at run time, and the bounds. A change is all or nothing.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use axum::extract::{Extension, Request, State};
 use axum::response::Response;
 use http::StatusCode;
 use serde_json::{Value, json};
+use tidegate_batch::policy::{KillRule, RateRule, Rules};
 use tidegate_core::Principal;
 use tidegate_core::limit::{SettingError, Settings};
 use tidegate_lease::audit::AuditEvent;
+use tidegate_lease::frozen::{SettingChange, SettingsCell};
 
 use super::json;
 use crate::body::read_whole;
 use crate::gate::{App, json_problem};
 use crate::json::{Object, invalid};
+use crate::object_limit::{KILL, RATE, kill_rule, out_of_range, rate_rule, rules, shown_kill, shown_rate};
 use crate::problem::Problem;
 use crate::service::LIMITS;
 
@@ -50,8 +53,7 @@ pub(super) async fn change(
     let body = read_whole(request.into_body(), &cell.freeze(), app.services.clock.as_ref()).await?;
     let fixed = app.services.config.entries();
     let changes = changes(&body, &fixed)?;
-    let given: Vec<(&str, u64)> = changes.iter().map(|(key, value)| (*key, *value)).collect();
-    let changed = cell.patch(&given).map_err(|error| setting_problem(&error))?;
+    let (changed, rules_changed) = put_in_force(&app, cell, changes)?;
     for change in changed {
         tracing::info!(key = change.key, from = change.from, to = change.to, "a setting was changed");
         app.services.auditor.emit(
@@ -59,7 +61,56 @@ pub(super) async fn change(
             AuditEvent::ConfigChanged { key: change.key, from: change.from, to: change.to },
         );
     }
+    for change in rules_changed {
+        tracing::info!(key = change.key, from = change.from, to = change.to, "rules for objects were changed");
+        app.services.auditor.emit(
+            Some(&principal.owner),
+            AuditEvent::RulesChanged { key: change.key, from: change.from, to: change.to, rules: change.rules },
+        );
+    }
     Ok(json(&effective(&app)))
+}
+
+/// Rules that are others than before.
+struct RulesChange {
+    key: &'static str,
+    /// How many there were.
+    from: u64,
+    /// How many there are.
+    to: u64,
+    /// As `GET /v1/config` shows them.
+    rules: Box<str>,
+}
+
+/// One step, after everything that can be refused has been looked at.
+fn put_in_force(
+    app: &App,
+    cell: &SettingsCell,
+    changes: Changes,
+) -> Result<(Vec<SettingChange>, Vec<RulesChange>), Problem> {
+    let policy = &app.services.object_policy;
+    // It guards nothing that a panic could leave half done.
+    let _one_at_a_time = app.changing.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = policy.rules();
+    let kill = changes.kill.unwrap_or_else(|| before.kill().to_vec());
+    let rate = changes.rate.unwrap_or_else(|| before.rate().to_vec());
+    let rules = Rules::new(kill, rate)
+        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "invalid_field", error.to_string()))?;
+    let changed = cell.patch(&changes.settings).map_err(|error| setting_problem(&error))?;
+    let mut rules_changed = Vec::new();
+    let mut compare = |key, from: usize, to: usize, equal: bool, shown: Value| {
+        if !equal {
+            rules_changed.push(RulesChange { key, from: from as u64, to: to as u64, rules: shown.to_string().into() });
+        }
+    };
+    let (old, new) = (before.kill(), rules.kill());
+    compare(KILL, old.len(), new.len(), old == new, shown_kill(new));
+    let (old, new) = (before.rate(), rules.rate());
+    compare(RATE, old.len(), new.len(), old == new, shown_rate(new));
+    if !rules_changed.is_empty() {
+        policy.replace(rules, app.services.clock.now());
+    }
+    Ok((changed, rules_changed))
 }
 
 /// Every key that there is, with its value of now.
@@ -69,16 +120,38 @@ fn effective(app: &App) -> BTreeMap<String, Value> {
     for setting in Settings::ALL {
         entries.insert(setting.key.to_owned(), settings.get(setting.key).into());
     }
+    let rules = app.services.object_policy.rules();
+    entries.insert(KILL.to_owned(), shown_kill(rules.kill()));
+    entries.insert(RATE.to_owned(), shown_rate(rules.rate()));
     entries
 }
 
-/// What a request wants to change. Nothing is changed yet.
-fn changes(body: &[u8], fixed: &[(String, Value)]) -> Result<Vec<(&'static str, u64)>, Problem> {
-    let known: Vec<&str> =
-        Settings::ALL.iter().map(|setting| setting.key).chain(fixed.iter().map(|(key, _)| key.as_str())).collect();
+/// What a request wants to change.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Changes {
+    settings: Vec<(&'static str, u64)>,
+    kill: Option<Vec<KillRule>>,
+    rate: Option<Vec<RateRule>>,
+}
+
+/// Reads what a request wants to change. Nothing is changed yet.
+fn changes(body: &[u8], fixed: &[(String, Value)]) -> Result<Changes, Problem> {
+    let settings = Settings::ALL.iter().map(|setting| setting.key).chain([KILL, RATE]);
+    let known: Vec<&str> = settings.chain(fixed.iter().map(|(key, _)| key.as_str())).collect();
     let object = Object::parse(body, &known).map_err(|error| json_problem(&error))?;
-    let mut changes = Vec::new();
+    let mut changes = Changes::default();
     for (key, raw) in object.fields() {
+        match key {
+            KILL => {
+                changes.kill = Some(rules(raw, KILL, kill_rule)?);
+                continue;
+            }
+            RATE => {
+                changes.rate = Some(rules(raw, RATE, rate_rule)?);
+                continue;
+            }
+            _ => {}
+        }
         let Some(setting) = Settings::ALL.iter().find(|setting| setting.key == key) else {
             return Err(Problem::new(
                 StatusCode::BAD_REQUEST,
@@ -94,7 +167,7 @@ fn changes(body: &[u8], fixed: &[(String, Value)]) -> Result<Vec<(&'static str, 
             }
             Err(_) => return Err(json_problem(&invalid(key, &expected(), raw))),
         };
-        changes.push((setting.key, value));
+        changes.settings.push((setting.key, value));
     }
     Ok(changes)
 }
@@ -111,13 +184,6 @@ fn setting_problem(error: &SettingError) -> Problem {
     }
 }
 
-fn out_of_range(key: &str, expected: &str, min: u64, max: u64) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, "out_of_range", format!("{key} must be {expected}"))
-        .with("field", key)
-        .with("min", min)
-        .with("max", max)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,8 +192,11 @@ mod tests {
     fn what_cannot_be_changed_is_told_from_what_does_not_exist() {
         let fixed = [("listen.http".to_owned(), Value::Null)];
         let code = |body: &str| changes(body.as_bytes(), &fixed).map_err(|problem| problem.code());
-        assert_eq!(code(r#"{"stream.max_global":3}"#), Ok(vec![("stream.max_global", 3)]));
-        assert_eq!(code("{}"), Ok(vec![]));
+        assert_eq!(
+            code(r#"{"stream.max_global":3}"#),
+            Ok(Changes { settings: vec![("stream.max_global", 3)], ..Changes::default() })
+        );
+        assert_eq!(code("{}"), Ok(Changes::default()));
         assert_eq!(code(r#"{"listen.http":"x"}"#), Err("not_changeable_at_run_time"));
         assert_eq!(code(r#"{"stream.nonsense":1}"#), Err("unknown_field"));
         assert_eq!(code(r#"{"stream.max_global":-1}"#), Err("out_of_range"));

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tidegate_batch::policy::{PolicyCell, Rules};
 use tidegate_batch::{ObjectParts, ObjectService, ObjectSpec, blob};
 use tidegate_cdc::group::GroupService;
 use tidegate_cdc::{StreamParts, StreamService};
@@ -17,7 +18,7 @@ use tidegate_core::system::{OsEntropy, SystemClock};
 use tidegate_lease::audit::Auditor;
 use tidegate_lease::frozen::SettingsCell;
 use tidegate_query::{QueryParts, QueryService};
-use tidegate_testkit::{MemoryAudit, MemoryStore, Script, ScriptedSource, within};
+use tidegate_testkit::{BlobPlan, FaultyBlobs, MemoryAudit, MemoryStore, Script, ScriptedSource, within};
 use tidegate_transport_http::{
     AuthConfig, Authenticator, BindError, ConfigView, HttpConfig, HttpServer, Services, TlsConfig,
 };
@@ -46,8 +47,11 @@ pub(crate) struct World {
     pub(crate) source: ScriptedSource,
     pub(crate) audit: MemoryAudit,
     pub(crate) settings: Arc<SettingsCell>,
+    pub(crate) policy: Arc<PolicyCell>,
     pub(crate) config: Arc<TestConfig>,
     pub(crate) recovering: Arc<AtomicBool>,
+    /// What goes wrong where large objects lie.
+    pub(crate) blobs: BlobPlan,
     cold: TempDir,
     in_flight: watch::Receiver<usize>,
     stop: Option<oneshot::Sender<()>>,
@@ -108,21 +112,25 @@ impl Setup {
             durability: Durability::Fsync,
         });
         let cold = tempfile::tempdir().unwrap();
+        let blobs = FaultyBlobs::new(blob::local(cold.path()).unwrap());
+        let faults = blobs.plan().clone();
         let objects = ObjectService::new(ObjectParts {
             meta: Arc::clone(&store) as Arc<dyn MetaStore>,
-            cold: blob::local(cold.path()).unwrap(),
+            cold: blobs,
             clock: Arc::clone(&self.clock),
             entropy: Arc::new(OsEntropy),
             durability: Durability::Fsync,
             spec: self.objects,
         })
         .unwrap();
+        let policy = Arc::new(PolicyCell::new(Rules::default(), self.clock.now()));
         let recovering = Arc::new(AtomicBool::new(false));
         let services = Services {
             query,
             groups: GroupService::new(streams.clone()),
             streams,
             objects,
+            object_policy: Arc::clone(&policy),
             recovering: Arc::clone(&recovering),
             auth: Authenticator::new(self.auth, Arc::clone(&self.clock)).unwrap(),
             config: Arc::clone(&config) as Arc<dyn ConfigView>,
@@ -139,7 +147,20 @@ impl Setup {
         let running = tokio::spawn(server.run(async move {
             let _ = stopped.await;
         }));
-        Ok(World { address, source, audit, settings, config, recovering, cold, in_flight, stop: Some(stop), running })
+        Ok(World {
+            address,
+            source,
+            audit,
+            settings,
+            policy,
+            config,
+            recovering,
+            blobs: faults,
+            cold,
+            in_flight,
+            stop: Some(stop),
+            running,
+        })
     }
 }
 

@@ -28,6 +28,7 @@ use tidegate_core::system::OsEntropy;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::admission::{Admission, held_back};
 use super::place::{collection, not_named};
 use crate::body::ReadsOn;
 use crate::gate::App;
@@ -67,7 +68,10 @@ pub(in crate::route) async fn batch(
     // Before the first byte is asked for: a client that says `Expect: 100-continue` sends nothing in vain.
     let reservation = app.executor.reserve().map_err(|error| Problem::of(&error).with("limit", EXECUTOR.permits))?;
     let last = Arc::new(OnceLock::new());
-    let mut parts = Parts::new(&app, principal, body, &boundary, Arc::clone(&last));
+    let admission = Admission::of(&app, &collection);
+    let shape = admission.shape(body.size_hint().exact())?;
+    let answer_shape = admission.shape_answer();
+    let mut parts = Parts::new(&app, principal, admission, shape, body, &boundary, Arc::clone(&last));
     // hyper says `100 Continue` only to those whose answer has not begun.
     parts.begin().await?;
     let input = Input::new(parts.stream(), reservation.window());
@@ -93,7 +97,7 @@ pub(in crate::route) async fn batch(
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
     response.extensions_mut().insert(ReadsOn);
-    Ok(response)
+    Ok(held_back(response, answer_shape))
 }
 
 fn in_collection(principal: &Principal, uri: &Uri) -> Result<Collection, Problem> {

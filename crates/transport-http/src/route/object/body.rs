@@ -12,9 +12,11 @@ use futures::stream::{self, BoxStream};
 use futures::{Stream as _, StreamExt as _};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
+use tidegate_batch::Collection;
 use tidegate_batch::error::{GetError, PutError};
 use tidegate_core::port::Cause;
 
+use super::admission::Admission;
 use super::problem::put_problem;
 use crate::body::{BodyError, PIECE_BYTES};
 use crate::gate::App;
@@ -22,14 +24,21 @@ use crate::problem::Problem;
 
 /// A request's body in pieces, each of which must come within `limits.body_timeout_ms` of the last. A length beyond the bound is refused
 /// before its first byte is asked for.
-pub(super) fn incoming(app: &App, body: Body) -> Result<BoxStream<'static, Result<Bytes, Cause>>, Problem> {
+///
+/// Its bytes wait where they are limited, for which its sender is given all the time that it takes.
+pub(super) fn incoming(
+    app: &App,
+    collection: &Collection,
+    body: Body,
+) -> Result<BoxStream<'static, Result<Bytes, Cause>>, Problem> {
     let limit_bytes = app.services.objects.spec().object_max_bytes;
     if body.size_hint().lower() > limit_bytes {
         return Err(put_problem(PutError::TooLarge { limit_bytes }));
     }
+    let shape = Admission::of(app, collection).shape_or_withdraw(body.size_hint().exact())?;
     let clock = Arc::clone(&app.services.clock);
     let limit_ms = app.services.streams.settings().freeze().limits_body_timeout_ms();
-    let pieces = stream::try_unfold(body, move |mut body| {
+    let pieces = stream::try_unfold((body, shape), move |(mut body, mut shape)| {
         let clock = Arc::clone(&clock);
         async move {
             let deadline = clock.now().after(Duration::from_millis(limit_ms));
@@ -43,7 +52,12 @@ pub(super) fn incoming(app: &App, body: Body) -> Result<BoxStream<'static, Resul
                 match frame.map(|frame| frame.map(Frame::into_data)) {
                     None => return Ok(None),
                     Some(Err(_)) => return Err(Cause::from(BodyError::Incomplete)),
-                    Some(Ok(Ok(data))) => return Ok(Some((data, body))),
+                    Some(Ok(Ok(data))) => {
+                        if let Some(shape) = &mut shape {
+                            shape.pass(data.len()).await;
+                        }
+                        return Ok(Some((data, (body, shape))));
+                    }
                     // Trailers.
                     Some(Ok(Err(_))) => {}
                 }

@@ -59,7 +59,7 @@ pub(super) async fn put_part(
     let number = u32::try_from(number).unwrap_or(u32::MAX);
     of_the_object(&head.headers)?;
     let digest = digest(&head.headers)?;
-    let body = incoming(app, body)?;
+    let body = incoming(app, collection, body)?;
     let put = app.services.objects.put_part(collection, key, token, number, digest, body).await;
     let part = put.map_err(upload_problem)?;
     let mut response = json_answer(&shown(&part));

@@ -15,10 +15,12 @@ use sha2::{Digest as _, Sha256};
 use tidegate_batch::error::PutError;
 use tidegate_batch::object::PATH_MAX_BYTES;
 use tidegate_batch::operation::INSERT_MAX_BYTES;
+use tidegate_batch::policy::Access;
 use tidegate_batch::{Metadata, ObjectKey, Operation, OperationKind};
 use tidegate_core::{Clock, Principal, Retry};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::super::admission::{Admission, Shape};
 use super::super::metadata::{digest, metadata};
 use super::super::place::key_of;
 use super::super::problem::put_problem;
@@ -69,6 +71,9 @@ pub(super) struct Parts {
     clock: Arc<dyn Clock>,
     limit_ms: u64,
     principal: Principal,
+    admission: Admission,
+    /// Holds the body back where its bytes are limited.
+    shape: Option<Shape>,
     read_bytes: u64,
     count: usize,
     open: Option<Draft>,
@@ -81,6 +86,8 @@ impl Parts {
     pub(super) fn new(
         app: &App,
         principal: Principal,
+        admission: Admission,
+        shape: Option<Shape>,
         body: Body,
         boundary: &str,
         last: Arc<OnceLock<Problem>>,
@@ -91,6 +98,8 @@ impl Parts {
             clock: Arc::clone(&app.services.clock),
             limit_ms: app.services.streams.settings().freeze().limits_body_timeout_ms(),
             principal,
+            admission,
+            shape,
             read_bytes: 0,
             count: 0,
             open: None,
@@ -122,7 +131,7 @@ impl Parts {
                     self.drain().await;
                 }
                 Ok(Some(Event::Part(head))) => {
-                    self.open = Some(Draft::new(self.count, head, &self.principal));
+                    self.open = Some(Draft::new(self.count, head, &self.principal, &self.admission));
                     self.count += 1;
                 }
                 Ok(Some(Event::Data(bytes))) => {
@@ -171,6 +180,10 @@ impl Parts {
             if self.read_bytes > BODY_MAX_BYTES {
                 return Err(Box::new(body_too_large()));
             }
+            // Its sender is given all the time that this takes.
+            if let Some(shape) = &mut self.shape {
+                shape.pass(data.len()).await;
+            }
             self.reader.push(&data);
             return Ok(true);
         }
@@ -209,10 +222,24 @@ enum Plan {
     Other(Operation),
 }
 
+impl Plan {
+    fn access(&self) -> Access {
+        match self {
+            Self::Insert { .. } => Access::Write,
+            Self::Other(operation) => operation.kind().into(),
+        }
+    }
+}
+
 impl Draft {
-    fn new(index: usize, head: Result<HeaderMap, HeadError>, principal: &Principal) -> Self {
+    fn new(index: usize, head: Result<HeaderMap, HeadError>, principal: &Principal, admission: &Admission) -> Self {
         let mut tag = Tag { index, kind: None, key: None, place: None };
-        let plan = head.map_err(head_problem).and_then(|head| plan(head, &mut tag, principal)).map_err(Box::new);
+        let plan = head.map_err(head_problem).and_then(|head| {
+            let plan = plan(head, &mut tag, principal)?;
+            admission.admit(plan.access())?;
+            Ok(plan)
+        });
+        let plan = plan.map_err(Box::new);
         Self { tag, plan, payload: Vec::new() }
     }
 
