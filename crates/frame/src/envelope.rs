@@ -61,6 +61,16 @@ pub enum Kind {
     BlobIntent = 15,
     /// A large object that is being uploaded in parts, one of its parts, or the secret of their ids.
     Upload = 16,
+    /// Where a source of changes was read to, and by whom.
+    Source = 17,
+    /// What is known of one stream of a source of changes.
+    SourceStream = 18,
+    /// An entry in the log of a job's checkpoints: a term, a manifest, a commit.
+    CheckpointEntry = 20,
+    /// A part of the list of chunks of a checkpoint's state.
+    CheckpointIndex = 21,
+    /// Who is reading a checkpoint.
+    CheckpointReader = 22,
 }
 
 impl Kind {
@@ -82,6 +92,11 @@ impl Kind {
         Self::ObjectBody,
         Self::BlobIntent,
         Self::Upload,
+        Self::Source,
+        Self::SourceStream,
+        Self::CheckpointEntry,
+        Self::CheckpointIndex,
+        Self::CheckpointReader,
     ];
 
     /// Its number in the envelope.

@@ -1,0 +1,12 @@
+//! The promises of checkpoints, over real stores. Nothing in here waits for time to pass.
+#![allow(clippy::disallowed_methods, reason = "tests")]
+
+#[path = "checkpoint/world.rs"]
+mod world;
+
+#[path = "checkpoint/damage.rs"]
+mod damage;
+#[path = "checkpoint/publish.rs"]
+mod publish;
+#[path = "checkpoint/term.rs"]
+mod term;
