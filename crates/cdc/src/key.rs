@@ -34,6 +34,29 @@ pub(crate) fn streams_of(tenant: &Name) -> BytesMut {
     key
 }
 
+/// The key of a source's entry.
+pub(crate) fn source(tenant: &Name, source: &Name) -> Bytes {
+    let mut key = sources_of(tenant);
+    key.put_slice(source.as_str().as_bytes());
+    key.put_u8(0);
+    key.freeze()
+}
+
+fn sources_of(tenant: &Name) -> BytesMut {
+    let mut key = BytesMut::with_capacity(128);
+    key.put_slice(b"c\0");
+    key.put_slice(tenant.as_str().as_bytes());
+    key.put_u8(0);
+    key
+}
+
+/// The key of what is known of one stream of a source; `table` is what the source calls it. All of them begin with the source's own key.
+pub(crate) fn source_stream(tenant: &Name, source_name: &Name, table: &str) -> Bytes {
+    let mut key = BytesMut::from(source(tenant, source_name));
+    key.put_slice(table.as_bytes());
+    key.freeze()
+}
+
 /// What the keys of everything that belongs to a stream's life begin with.
 pub(crate) fn life(incarnation: Incarnation) -> BytesMut {
     let mut key = BytesMut::with_capacity(64);

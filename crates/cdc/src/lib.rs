@@ -16,6 +16,7 @@ mod reader;
 pub mod record;
 pub mod render;
 mod service;
+pub mod source;
 mod spec;
 mod stored;
 

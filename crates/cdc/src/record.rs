@@ -58,16 +58,24 @@ impl NewRecord {
         compact_json(raw.get())
     }
 
-    pub(crate) fn operation_name(&self) -> &'static str {
-        operation_name(self.operation)
-    }
-
     /// The record as the log takes it.
     pub(crate) fn to_append(&self, compacted: bool) -> AppendRecord {
         AppendRecord {
-            bytes: stored::change(self),
+            bytes: stored::change(&self.fields()),
             key: if compacted { self.compaction_key() } else { None },
             tombstone: self.operation == Operation::Delete || self.value.as_ref() == b"null",
+        }
+    }
+
+    fn fields(&self) -> stored::Fields<'_> {
+        stored::Fields {
+            operation: self.operation,
+            key: self.key.as_deref(),
+            value: &self.value,
+            before: self.before.as_deref(),
+            headers: self.headers.as_deref(),
+            event_time: self.event_time,
+            source: self.source.as_ref(),
         }
     }
 

@@ -7,7 +7,10 @@
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
-use crate::record::NewRecord;
+use tidegate_core::Timestamp;
+use tidegate_core::record::{Operation, Origin};
+
+use crate::record::operation_name;
 
 const TAG_CHANGE: u8 = 1;
 const TAG_RAW: u8 = 2;
@@ -72,32 +75,39 @@ impl Change {
 #[error("the bytes are no stored record")]
 pub(crate) struct NotARecord;
 
-/// A change as it is stored. `key`, `value`, ... are JSON texts that were checked before.
-pub(crate) fn change(record: &NewRecord) -> Bytes {
+/// What a change is stored from: JSON texts that were checked before, borrowed from whoever has them.
+pub(crate) struct Fields<'a> {
+    pub(crate) operation: Operation,
+    pub(crate) key: Option<&'a [u8]>,
+    pub(crate) value: &'a [u8],
+    pub(crate) before: Option<&'a [u8]>,
+    pub(crate) headers: Option<&'a [u8]>,
+    pub(crate) event_time: Option<Timestamp>,
+    pub(crate) source: Option<&'a Origin>,
+}
+
+/// A change as it is stored.
+pub(crate) fn change(record: &Fields<'_>) -> Bytes {
     let null: &[u8] = b"null";
-    let bytes_of = |text: &Option<Bytes>| text.clone().unwrap_or_else(|| Bytes::from_static(null));
-    let (key, before, headers) = (bytes_of(&record.key), bytes_of(&record.before), bytes_of(&record.headers));
-    let source = record.source.as_ref().map_or_else(|| Bytes::from_static(null), crate::record::source_json);
+    let (key, before) = (record.key.unwrap_or(null), record.before.unwrap_or(null));
+    let headers = record.headers.unwrap_or(b"{}");
+    let source = record.source.map_or_else(|| Bytes::from_static(null), crate::record::source_json);
     let capacity = CHANGE_HEADER + 128 + key.len() + record.value.len() + before.len() + headers.len() + source.len();
     let mut out = BytesMut::with_capacity(capacity);
     out.put_u8(TAG_CHANGE);
     out.put_bytes(0, 5 * 4);
     out.put_slice(b"\"op\":\"");
-    out.put_slice(record.operation_name().as_bytes());
+    out.put_slice(operation_name(record.operation).as_bytes());
     out.put_slice(b"\",\"key\":");
     let key_at = out.len() - CHANGE_HEADER;
-    out.put_slice(&key);
+    out.put_slice(key);
     out.put_slice(b",\"value\":");
     let value_at = out.len() - CHANGE_HEADER;
-    out.put_slice(&record.value);
+    out.put_slice(record.value);
     out.put_slice(b",\"before\":");
-    out.put_slice(&before);
+    out.put_slice(before);
     out.put_slice(b",\"headers\":");
-    if record.headers.is_some() {
-        out.put_slice(&headers);
-    } else {
-        out.put_slice(b"{}");
-    }
+    out.put_slice(headers);
     out.put_slice(b",\"event_time\":");
     match record.event_time {
         Some(time) => {
