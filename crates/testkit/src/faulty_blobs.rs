@@ -26,12 +26,12 @@ use crate::faulty_store::{Fault, Injected};
 
 /// An [`ObjectStore`] around another one, with faults by plan. Without a plan it does what the store inside does.
 #[derive(Debug)]
-pub struct FaultyBlobs<S> {
+pub struct FaultyBlobs<S: ?Sized> {
     inner: Arc<S>,
     plan: BlobPlan,
 }
 
-impl<S> FaultyBlobs<S> {
+impl<S: ?Sized> FaultyBlobs<S> {
     /// A store without faults at first.
     pub fn new(inner: Arc<S>) -> Arc<Self> {
         Arc::new(Self { inner, plan: BlobPlan::default() })
@@ -71,14 +71,14 @@ fn error_of(fault: Fault) -> Error {
     Error::Generic { store: "faulty", source: source.into() }
 }
 
-impl<S: ObjectStore> fmt::Display for FaultyBlobs<S> {
+impl<S: ObjectStore + ?Sized> fmt::Display for FaultyBlobs<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "FaultyBlobs({})", self.inner)
     }
 }
 
 #[async_trait]
-impl<S: ObjectStore> ObjectStore for FaultyBlobs<S> {
+impl<S: ObjectStore + ?Sized> ObjectStore for FaultyBlobs<S> {
     async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> object_store::Result<PutResult> {
         call(&self.plan, BlobCall::Put, self.inner.put_opts(at, payload, options)).await
     }
