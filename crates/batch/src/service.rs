@@ -26,7 +26,7 @@ use crate::operation::INSERT_MAX_BYTES;
 use crate::stored::{Head, Place};
 use crate::tier::Current;
 
-pub use get::{ByteRange, Get, Got, Object};
+pub use get::{ByteRange, Get, Got, Object, ObjectBytes};
 pub use list::{LIST_MAX, ListRequest, Listing};
 pub use put::{Put, Written};
 pub use sweep::{SweepPlace, Swept};

@@ -107,14 +107,18 @@ impl Head {
     }
 
     pub(crate) fn info(&self, key: ObjectKey) -> ObjectInfo {
+        self.clone().into_info(key)
+    }
+
+    pub(crate) fn into_info(self, key: ObjectKey) -> ObjectInfo {
         ObjectInfo {
             key,
-            metadata: self.metadata.clone(),
             created: Timestamp::from_unix_ms(self.created_ms),
             expires: self.expires_ms().map(Timestamp::from_unix_ms),
             length: self.length,
             tier: self.tier(),
             version: self.version,
+            metadata: self.metadata,
         }
     }
 

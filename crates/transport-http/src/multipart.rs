@@ -9,7 +9,7 @@ mod read;
 mod write;
 
 pub(crate) use read::{
-    BoundaryError, Event, HEAD_MAX_BYTES, HEAD_MAX_COUNT, HeadError, NotMultipart, Reader, boundary_of,
+    BoundaryError, Event, HEAD_MAX_BYTES, HEAD_MAX_COUNT, HeadError, NotMultipart, PartHead, Reader, boundary_of,
 };
 pub(crate) use write::Writer;
 

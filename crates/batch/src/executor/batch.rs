@@ -3,10 +3,11 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::future::Future as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use futures::{FutureExt as _, Stream};
 use tokio::task::coop;
@@ -205,7 +206,9 @@ where
             metric::refused("nested");
             return Err((tag, ItemError::Nested(AtCapacity::Nested)));
         }
-        let Ok((kind, weight_bytes)) = catch_unwind(AssertUnwindSafe(|| (work.kind(), work.weight_bytes()))) else {
+        let operate = &self.flight.operate;
+        let asked = catch_unwind(AssertUnwindSafe(|| (work.kind(), work.weight_bytes(), operate.is_at_hand(&work))));
+        let Ok((kind, weight_bytes, at_hand)) = asked else {
             metric::panicked("unknown");
             return Err((tag, ItemError::Panicked));
         };
@@ -232,9 +235,18 @@ where
         let rank = core.rank;
         self.begun += 1;
         let in_flight = u32::try_from(self.in_flight()).unwrap_or(u32::MAX);
-        // The task is on its own from here.
-        tokio::spawn(rank.within(run(place, work, admission, kind, in_flight)));
-        Ok(waits)
+        let operation = rank.within(run(place, work, admission, kind, in_flight));
+        // It is on its own from here.
+        if !at_hand || waits {
+            tokio::spawn(operation);
+            return Ok(waits);
+        }
+        let mut operation = Box::pin(operation);
+        // Whom it would wake does not matter: a task looks at it again when it has to wait.
+        if operation.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            tokio::spawn(operation);
+        }
+        Ok(false)
     }
 
     fn hand_out(&mut self) -> Option<Item<T, W, P, I>> {

@@ -42,8 +42,9 @@ impl<O: Send + 'static> Work for Unweighed<O> {
 
 /// What runs operations: a store, a service. Every `Fn(W) -> impl Future<Output = Result<T, E>>` is one.
 ///
-/// Each operation is run in a task of its own and never polled by who reads the results: it may take as long as it likes, may
-/// panic, and is run to its end even if nobody waits for the result.
+/// Each operation is run in a task of its own and never waited for by who reads the results: it may take as long as it likes, may
+/// panic, and is run to its end even if nobody waits for the result. What is [at hand](Self::is_at_hand) is given no task while it needs
+/// none.
 pub trait Operate<W: Work>: Send + Sync + 'static {
     /// What comes of an operation.
     type Output: Send + 'static;
@@ -52,6 +53,15 @@ pub trait Operate<W: Work>: Send + Sync + 'static {
 
     /// Runs one operation.
     fn operate(&self, work: W) -> impl Future<Output = Result<Self::Output, Self::Error>> + Send;
+
+    /// Whether this operation is expected to end without waiting for anything and within a microsecond or so, such as a look into memory: a
+    /// task of its own would cost more than the operation. It is then begun in place, with the same promises: its panic is its own, and
+    /// if it has to wait nevertheless, it goes on in a task of its own at once. What computes for long, or blocks, must not be said to
+    /// be at hand: it would hold up the operations behind it. `false` unless overridden.
+    fn is_at_hand(&self, work: &W) -> bool {
+        let _ = work;
+        false
+    }
 
     /// Whether this failure says that the store has too much to do (a time-out, 429, 503): the adaptive window is halved. Other
     /// failures tell it nothing. `false` unless overridden.

@@ -2,11 +2,13 @@
 //! a "not found" for an object that was there all the time.
 
 use std::ops::Range;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream};
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use tidegate_core::port::{CompareAndSwap, Durability, MetaEntry, Revision, Swap, SwapOutcome};
 
 use super::{Core, ObjectService, head_key};
@@ -67,25 +69,61 @@ pub struct Object {
     pub info: ObjectInfo,
     /// Which of its bytes follow.
     pub range: Range<u64>,
-    /// The bytes, in pieces of at most a block. An error is the end.
-    pub body: BoxStream<'static, Result<Bytes, GetError>>,
+    /// The bytes.
+    pub body: ObjectBytes,
+}
+
+/// An object's bytes, in pieces of at most a block; those of a small object in one. An error is the end.
+pub struct ObjectBytes(Source);
+
+enum Source {
+    /// All there are.
+    AtHand(Bytes),
+    Stream(BoxStream<'static, Result<Bytes, GetError>>),
+}
+
+impl ObjectBytes {
+    /// All of them, where they are in memory already.
+    ///
+    /// # Errors
+    /// They are not: `self`, unchanged.
+    pub fn at_hand(self) -> Result<Bytes, Self> {
+        match self.0 {
+            Source::AtHand(bytes) => Ok(bytes),
+            stream @ Source::Stream(_) => Err(Self(stream)),
+        }
+    }
+}
+
+impl Stream for ObjectBytes {
+    type Item = Result<Bytes, GetError>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        match &mut self.get_mut().0 {
+            Source::AtHand(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Source::AtHand(bytes) => Poll::Ready(Some(Ok(std::mem::take(bytes)))),
+            Source::Stream(stream) => stream.as_mut().poll_next(context),
+        }
+    }
 }
 
 impl ObjectService {
     /// What is known of an object. It counts as a use.
     pub async fn head(&self, collection: &Collection, key: &ObjectKey, condition: &Condition) -> Result<Got, GetError> {
         let (head, _) = self.core.live(collection, key).await?;
-        let info = head.info(key.clone());
         if !condition.matches(Some(head.version)) {
             return Err(PreconditionFailed { current: Some(head.version) }.into());
         }
-        if !condition.none_matches(Some(head.version)) {
+        let unchanged = !condition.none_matches(Some(head.version));
+        let info = head.into_info(key.clone());
+        if unchanged {
             return Ok(Got::NotModified(info));
         }
-        Ok(Got::Object(Object { range: 0..info.length, info, body: stream::empty().boxed() }))
+        let body = ObjectBytes(Source::AtHand(Bytes::new()));
+        Ok(Got::Object(Object { range: 0..info.length, info, body }))
     }
 
-    /// Reads an object, or a part of it. Memory: a block of 1 MiB, however large it is.
+    /// Reads an object, or a part of it. Memory: a small object whole, of a large one a block of 256 KiB.
     pub async fn get(&self, collection: &Collection, key: &ObjectKey, get: &Get) -> Result<Got, GetError> {
         let mut before = None;
         for _ in 0..LOOKS_MAX {
@@ -93,9 +131,8 @@ impl ObjectService {
             if !get.condition.matches(Some(head.version)) {
                 return Err(PreconditionFailed { current: Some(head.version) }.into());
             }
-            let info = head.info(key.clone());
             if !get.condition.none_matches(Some(head.version)) {
-                return Ok(Got::NotModified(info));
+                return Ok(Got::NotModified(head.into_info(key.clone())));
             }
             let range = match get.range {
                 None => 0..head.length,
@@ -109,7 +146,10 @@ impl ObjectService {
                 }
             };
             match body {
-                Some(body) => return Ok(Got::Object(Object { info, range, body })),
+                Some(source) => {
+                    let body = ObjectBytes(source);
+                    return Ok(Got::Object(Object { info: head.into_info(key.clone()), range, body }));
+                }
                 // The same write twice, and its bytes are not there: nobody replaced it.
                 None if before == Some(head.version) => {
                     let what = format!("object {:?} of version {} has no bytes", key.as_str(), head.version);
@@ -152,7 +192,7 @@ impl Core {
         key: &ObjectKey,
         head: &Head,
         range: Range<u64>,
-    ) -> Result<Option<BoxStream<'static, Result<Bytes, GetError>>>, GetError> {
+    ) -> Result<Option<Source>, GetError> {
         let entry = self.meta.get(&key::body(collection, key)).await.map_err(StoreError::from)?;
         let Some(MetaEntry { value: Some(sealed), .. }) = entry else { return Ok(None) };
         let (version, payload) = open_body(&sealed)?;
@@ -165,7 +205,7 @@ impl Core {
             return Err(StoreError::Corrupt { what: what.into() }.into());
         };
         let part = payload.slice(place(range.start)..place(range.end));
-        Ok(Some(stream::iter((!part.is_empty()).then_some(Ok(part))).boxed()))
+        Ok(Some(Source::AtHand(part)))
     }
 }
 
@@ -176,7 +216,7 @@ impl ObjectService {
         whose: (Bytes, Version),
         pieces: &[Piece],
         range: Range<u64>,
-    ) -> Result<Option<BoxStream<'static, Result<Bytes, GetError>>>, GetError> {
+    ) -> Result<Option<Source>, GetError> {
         let mut wanted = Vec::new();
         let mut at = 0_u64;
         for piece in pieces {
@@ -188,7 +228,7 @@ impl ObjectService {
             at = end;
         }
         let mut wanted = wanted.into_iter();
-        let Some((piece, part)) = wanted.next() else { return Ok(Some(stream::empty().boxed())) };
+        let Some((piece, part)) = wanted.next() else { return Ok(Some(Source::AtHand(Bytes::new()))) };
         // Opened now, so that one that is gone is found before anything is answered.
         let first = match blob::open(core.cold.as_ref(), piece, part).await {
             Ok(first) => first,
@@ -215,6 +255,6 @@ impl ObjectService {
                 }
             }
         });
-        Ok(Some(first.chain(others.try_flatten()).boxed()))
+        Ok(Some(Source::Stream(first.chain(others.try_flatten()).boxed())))
     }
 }

@@ -76,13 +76,45 @@ fn value_of(text: &str) -> Option<(String, &str)> {
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A part begins. With a head that cannot be read its bytes follow nevertheless.
-    Part(Result<HeaderMap, HeadError>),
+    Part(PartHead),
     /// Bytes of the part that began last.
     Data(Bytes),
     /// The part is whole.
     PartEnd,
     /// The last delimiter was read; what follows means nothing.
     End,
+}
+
+/// The head of a part as it came; read when it is asked for.
+#[derive(Debug)]
+pub(crate) struct PartHead(Result<BytesMut, HeadError>);
+
+impl PartHead {
+    /// Its fields.
+    pub(crate) fn fields(&self) -> Result<HeaderMap, HeadError> {
+        self.0.as_ref().map_err(|error| *error).and_then(|text| fields(text))
+    }
+
+    /// The values of these two fields, where each is there once, nothing else is, and both are plain text without blanks. `None` says
+    /// nothing: look at the [fields](Self::fields). What most parts look like costs no map this way.
+    pub(crate) fn just(&self, names: [&str; 2]) -> Option<[&str; 2]> {
+        let text = std::str::from_utf8(self.0.as_ref().ok()?).ok()?;
+        let (one, other) = text.split_once("\r\n")?;
+        let place = |line: &str| {
+            let (name, _) = line.split_once(':')?;
+            let which = names.iter().position(|wanted| wanted.eq_ignore_ascii_case(name))?;
+            Some((which, name.len() + 1))
+        };
+        let ((first, from), (second, after)) = (place(one)?, place(other)?);
+        if first == second {
+            return None;
+        }
+        let values = [one.get(from..)?.trim_matches([' ', '\t']), other.get(after..)?.trim_matches([' ', '\t'])];
+        if !values.iter().all(|value| !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic())) {
+            return None;
+        }
+        Some(if first == 0 { values } else { [values[1], values[0]] })
+    }
 }
 
 /// Why the head of a part is none.
@@ -193,18 +225,23 @@ impl Reader {
             (_, Found::Nowhere(_)) if self.buffer.len() > HEAD_MAX_BYTES + PADDING_MAX_BYTES => {
                 self.searched = 0;
                 self.state = State::Body;
-                return Some(Event::Part(Err(HeadError::TooLarge)));
+                return Some(Event::Part(PartHead(Err(HeadError::TooLarge))));
             }
             (_, Found::Nowhere(open)) => {
                 self.searched = open;
                 return None;
             }
         };
-        let head = self.buffer.split_to(end);
+        let mut head = self.buffer.split_to(end);
         self.searched = 0;
         self.state = State::BodyStart;
-        let head = head.strip_prefix(b"\r\n").unwrap_or(&head);
-        Some(Event::Part(fields(head.strip_suffix(b"\r\n").unwrap_or(head))))
+        if head.starts_with(b"\r\n") {
+            head.advance(2);
+        }
+        if head.ends_with(b"\r\n") {
+            head.truncate(head.len() - 2);
+        }
+        Some(Event::Part(PartHead(Ok(head))))
     }
 
     fn body(&mut self) -> Option<Event> {

@@ -39,7 +39,7 @@ fn read<'a>(boundary: &str, pieces: impl IntoIterator<Item = &'a [u8]>) -> Told 
                     let pair = |(name, value): (&HeaderName, &HeaderValue)| {
                         (name.as_str().to_owned(), value.as_bytes().to_vec())
                     };
-                    let head = head.map(|head: HeaderMap| head.iter().map(pair).collect());
+                    let head = head.fields().map(|head: HeaderMap| head.iter().map(pair).collect());
                     told.parts.push(Part { head, bytes: Vec::new(), whole: false });
                 }
                 Ok(Some(Event::Data(data))) => {
@@ -187,6 +187,46 @@ fn nasty(max: usize) -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(piece, 0..max).prop_map(|pieces| pieces.concat())
 }
 
+#[test]
+fn a_head_of_just_two_plain_fields_is_read_without_a_map_and_any_other_with_one() {
+    let read = |text: &str| {
+        let mut reader = Reader::new("b");
+        reader.push(format!("--b\r\n{text}\r\n\r\n\r\n--b--").as_bytes());
+        match reader.next().unwrap().unwrap() {
+            Event::Part(head) => head.just(["one", "two"]).map(|values| values.map(str::to_owned)),
+            other => panic!("{other:?}"),
+        }
+    };
+    let both = || Some(["1".to_owned(), "2/%20".to_owned()]);
+    assert_eq!(read("one: 1\r\ntwo: 2/%20"), both());
+    assert_eq!(read("TWO:2/%20 \t\r\nOne: \t1"), both());
+    for other in [
+        "one: 1",
+        "one: 1\r\none: 2",
+        "one: 1\r\ntwo: ",
+        "one: 1\r\ntwo: 2\r\nthree: 3",
+        "one: 1\r\n two: 2",
+        "one : 1\r\ntwo: 2",
+        "one: 1\r\ntwo: a b",
+        "one: 1\r\ntwo: \u{e9}",
+        "one: 1\r\ntwo: 2\n3",
+    ] {
+        assert_eq!(read(other), None, "{other}");
+    }
+}
+
+#[test]
+fn a_value_that_would_begin_another_field_is_left_out() {
+    let writer = Writer::new(&SeededEntropy::new(1)).unwrap();
+    let mut head = BytesMut::new();
+    for value in ["a\r\nb: c", "a\nb", "a\0", "\u{7f}"] {
+        writer.field(&mut head, "x", value.as_bytes());
+    }
+    assert!(head.is_empty());
+    writer.field(&mut head, "x", "a\tb \u{e9}".as_bytes());
+    assert_eq!(head, "x: a\tb \u{e9}\r\n");
+}
+
 proptest! {
     #[test]
     fn what_was_written_is_read_however_it_is_cut(
@@ -202,7 +242,11 @@ proptest! {
             for (name, value) in fields {
                 head.append(HeaderName::try_from(name.as_str()).unwrap(), HeaderValue::try_from(value.as_str()).unwrap());
             }
-            writer.begin_part(&mut body, &head);
+            writer.begin_part(&mut body);
+            for (name, value) in &head {
+                writer.field(&mut body, name.as_str(), value.as_bytes());
+            }
+            writer.end_head(&mut body);
             body.extend_from_slice(bytes);
             writer.end_part(&mut body);
             let head = head.iter().map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect();

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use bytes::{BufMut as _, BytesMut};
-use http::{HeaderMap, HeaderValue};
+use http::HeaderValue;
 use tidegate_core::port::{Entropy, EntropyUnavailable};
 
 /// Writes the heads of parts and what stands between them.
@@ -29,17 +29,26 @@ impl Writer {
         HeaderValue::try_from(text).expect("letters and digits are a header value")
     }
 
-    /// The delimiter before a part, and its head. The part's bytes follow, then [`end_part`](Self::end_part).
-    pub(crate) fn begin_part(&self, out: &mut BytesMut, head: &HeaderMap) {
+    /// The delimiter before a part. Its [fields](Self::field) follow, then [`end_head`](Self::end_head).
+    pub(crate) fn begin_part(&self, out: &mut BytesMut) {
         out.put_slice(b"--");
         out.put_slice(self.boundary.as_bytes());
         out.put_slice(b"\r\n");
-        for (name, value) in head {
-            out.put_slice(name.as_str().as_bytes());
-            out.put_slice(b": ");
-            out.put_slice(value.as_bytes());
-            out.put_slice(b"\r\n");
+    }
+
+    /// A field of the head. One whose value cannot stand in a head is left out, so that no value begins another field.
+    pub(crate) fn field(&self, out: &mut BytesMut, name: &str, value: &[u8]) {
+        if !value.iter().all(|byte| (*byte >= b' ' && *byte != 0x7f) || *byte == b'\t') {
+            return;
         }
+        out.put_slice(name.as_bytes());
+        out.put_slice(b": ");
+        out.put_slice(value);
+        out.put_slice(b"\r\n");
+    }
+
+    /// What follows the fields. The part's bytes come next, then [`end_part`](Self::end_part).
+    pub(crate) fn end_head(&self, out: &mut BytesMut) {
         out.put_slice(b"\r\n");
     }
 

@@ -4,9 +4,11 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
+use std::fmt::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
-use tidegate_batch::ObjectInfo;
 use tidegate_batch::service::{Object, Written};
+use tidegate_batch::{Expiry, ObjectInfo};
+use tidegate_core::time::Timestamp;
 
 use super::body::ObjectBody;
 use super::metadata::{CUSTOM, EXPIRES};
@@ -24,6 +26,79 @@ const BYTES: HeaderValue = HeaderValue::from_static("bytes");
 /// The entity tag: the version in quotes.
 pub(super) fn tag(info: &ObjectInfo) -> String {
     format!("\"{}\"", info.version)
+}
+
+/// Times as headers have them. Objects that were written in the same second share the work.
+#[derive(Debug, Default)]
+pub(super) struct Times {
+    second: Option<i64>,
+    rfc_3339: String,
+    http: Option<String>,
+}
+
+impl Times {
+    /// RFC 3339, and as HTTP tells times, where it can.
+    fn of(&mut self, time: Timestamp) -> (&str, Option<&str>) {
+        let (second, ms) = (time.unix_ms().div_euclid(1_000), time.unix_ms().rem_euclid(1_000));
+        if self.second.replace(second) != Some(second) {
+            self.rfc_3339 = Timestamp::from_unix_ms(second * 1_000).to_string();
+            let since = u64::try_from(second).ok().map(Duration::from_secs);
+            self.http = since.and_then(|since| UNIX_EPOCH.checked_add(since)).map(httpdate::fmt_http_date);
+        }
+        match self.rfc_3339.len().checked_sub(4) {
+            Some(at) if self.rfc_3339.ends_with('Z') => {
+                self.rfc_3339.truncate(at);
+                let _ = write!(self.rfc_3339, "{ms:03}Z");
+            }
+            // Beyond the years that the standard has a form for.
+            _ => self.rfc_3339 = time.to_string(),
+        }
+        (&self.rfc_3339, self.http.as_deref())
+    }
+}
+
+/// Which write of the object it is, and where it lies, field by field.
+pub(super) fn identity(info: &ObjectInfo, times: &mut Times, tell: &mut dyn FnMut(&str, &[u8])) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut tag = [b'"'; 34];
+    for (place, byte) in tag[1..33].chunks_exact_mut(2).zip(info.version.0) {
+        place.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    }
+    tell(header::ETAG.as_str(), &tag);
+    let (created, http) = times.of(info.created);
+    tell(CREATED.as_str(), created.as_bytes());
+    if let Some(http) = http {
+        tell(header::LAST_MODIFIED.as_str(), http.as_bytes());
+    }
+    match info.metadata.expiry {
+        Expiry::Never => tell(EXPIRES.as_str(), b"never"),
+        expiry => tell(EXPIRES.as_str(), expiry.to_string().as_bytes()),
+    }
+    tell(TIER.as_str(), info.tier.as_str().as_bytes());
+    if let Some(at) = info.expires {
+        tell(EXPIRES_AT.as_str(), at.to_string().as_bytes());
+    }
+}
+
+/// What its writer said of it, field by field.
+pub(super) fn said(info: &ObjectInfo, tell: &mut dyn FnMut(&str, &[u8])) {
+    let content_type = info.metadata.content_type.as_deref().filter(|text| HeaderValue::from_str(text).is_ok());
+    tell(header::CONTENT_TYPE.as_str(), content_type.map_or(OCTETS.as_bytes(), str::as_bytes));
+    if let Some(coding) = info.metadata.content_encoding.as_deref() {
+        tell(header::CONTENT_ENCODING.as_str(), coding.as_bytes());
+    }
+    for (name, text) in &info.metadata.custom {
+        if let Ok(name) = HeaderName::try_from(format!("{CUSTOM}{name}")) {
+            tell(name.as_str(), text.as_bytes());
+        }
+    }
+}
+
+/// Puts a field into a map, unless it is none.
+fn insert(headers: &mut HeaderMap, name: &str, value: &[u8]) {
+    if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value)) {
+        headers.insert(name, value);
+    }
 }
 
 fn value(text: impl AsRef<[u8]>) -> Option<HeaderValue> {
@@ -53,19 +128,7 @@ pub(super) fn written(written: &Written) -> Response {
 
 /// Which write of the object it is, and where it lies.
 fn identify(headers: &mut HeaderMap, info: &ObjectInfo) {
-    let pairs = [
-        (header::ETAG, value(tag(info))),
-        (CREATED, value(info.created.to_string())),
-        (EXPIRES, value(info.metadata.expiry.to_string())),
-        (TIER, value(info.tier.as_str())),
-        (EXPIRES_AT, info.expires.and_then(|at| value(at.to_string()))),
-    ];
-    headers.extend(pairs.into_iter().filter_map(|(name, value)| Some((name, value?))));
-    if let Ok(seconds) = u64::try_from(info.created.unix_ms().div_euclid(1_000))
-        && let Some(time) = UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
-    {
-        headers.extend(value(httpdate::fmt_http_date(time)).map(|time| (header::LAST_MODIFIED, time)));
-    }
+    identity(info, &mut Times::default(), &mut |name, value| insert(headers, name, value));
 }
 
 /// All that is known of an object.
@@ -73,16 +136,7 @@ pub(super) fn describe(headers: &mut HeaderMap, info: &ObjectInfo) {
     identify(headers, info);
     headers.insert(header::CACHE_CONTROL, REVALIDATED);
     headers.insert(header::ACCEPT_RANGES, BYTES);
-    let content_type = info.metadata.content_type.as_deref().and_then(value);
-    headers.insert(header::CONTENT_TYPE, content_type.unwrap_or(OCTETS));
-    if let Some(coding) = info.metadata.content_encoding.as_deref().and_then(value) {
-        headers.insert(header::CONTENT_ENCODING, coding);
-    }
-    for (name, text) in &info.metadata.custom {
-        if let (Ok(name), Some(text)) = (HeaderName::try_from(format!("{CUSTOM}{name}")), value(text.as_bytes())) {
-            headers.insert(name, text);
-        }
-    }
+    said(info, &mut |name, value| insert(headers, name, value));
 }
 
 pub(super) fn not_modified(info: &ObjectInfo) -> Response {

@@ -5,15 +5,18 @@
 //! results of insert, head and delete are small and at most as many as there are parts: they wait for the client in a queue, and the
 //! places of their operations are free at once. A get is begun only when one of as many places as the window has is free, which it holds
 //! until the client has taken its last byte; until then it is a key in a queue. So nothing that the client does not take keeps the request
-//! from being read: a client may send everything before it reads anything. In memory are at most a block for each place of the window,
-//! one payload that is being read, and the executor's bytes in flight.
+//! from being read: a client may send everything before it reads anything. Small objects are laid out beside each other as text and then
+//! need no place, up to 1 MiB that the client has not taken. In memory are at most that, a block (or a small object) for each place of the
+//! window, one payload that is being read, and the executor's bytes in flight.
 
 mod input;
 mod part;
+mod render;
 mod reply;
 mod run;
 
 use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 
 use axum::Extension;
 use axum::body::Body;
@@ -36,8 +39,9 @@ use crate::multipart::{BoundaryError, Writer, boundary_of};
 use crate::problem::Problem;
 use input::Input;
 use part::Parts;
-use reply::{Reply, ReplyBody};
-use run::{Objects, reply_to};
+use render::{Gone, Renderer};
+use reply::ReplyBody;
+use run::Objects;
 
 /// Where batches are sent.
 pub(crate) const BATCH: &str = "/v1/objects:batch/{usecase}/{scopes}";
@@ -76,22 +80,35 @@ pub(in crate::route) async fn batch(
     parts.begin().await?;
     let input = Input::new(parts.stream(), reservation.window());
     let mut batch = reservation.run(input, Objects::new(app.services.objects.clone(), collection));
-    // One for each part, what is wrong with the body, and the end: it is never full.
-    let (replies, waiting) = mpsc::channel(PART_MAX_COUNT + 2);
-    let task = tokio::spawn(async move {
-        while let Some((tag, result)) = batch.next().await {
-            if replies.try_send(reply_to(tag, result)).is_err() {
-                return;
-            }
-        }
-        if let Some(problem) = last.get() {
-            let _ = replies.try_send(Reply::problem(HeaderMap::new(), problem));
-        }
-        let _ = replies.try_send(Reply::End);
-    });
     let content_type = writer.content_type();
+    // At most two for each part, what is wrong with the body, and the end: the parts of a batch are bounded.
+    let (replies, waiting) = mpsc::unbounded_channel();
+    let mut renderer = Renderer::new(writer, replies);
+    let task = tokio::spawn(async move {
+        let rendered = async {
+            loop {
+                let next = match futures::poll!(batch.next()) {
+                    Poll::Ready(next) => next,
+                    // Nothing is at hand: what is laid out need not wait for more.
+                    Poll::Pending => {
+                        renderer.flush()?;
+                        batch.next().await
+                    }
+                };
+                let Some((tag, result)) = next else { break };
+                renderer.part(tag, result)?;
+            }
+            if let Some(problem) = last.get() {
+                renderer.problem(problem)?;
+            }
+            renderer.end()
+        };
+        if let Err(Gone) = rendered.await {
+            tracing::debug!("a batch lost its client");
+        }
+    });
     // Dropping the answer ends the task: nothing more is read or begun, and what was begun runs to its end.
-    let mut response = Response::new(Body::new(ReplyBody::new(writer, waiting, AbortOnDropHandle::new(task))));
+    let mut response = Response::new(Body::new(ReplyBody::new(waiting, AbortOnDropHandle::new(task))));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, content_type);
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

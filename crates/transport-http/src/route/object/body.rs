@@ -13,7 +13,8 @@ use futures::{Stream as _, StreamExt as _};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use tidegate_batch::Collection;
-use tidegate_batch::error::{GetError, PutError};
+use tidegate_batch::error::PutError;
+use tidegate_batch::service::ObjectBytes;
 use tidegate_core::port::Cause;
 
 use super::admission::Admission;
@@ -74,7 +75,8 @@ struct BrokenOff;
 
 /// An object's bytes in pieces, no more and no fewer than were told. What breaks off, or is longer, is an error.
 pub(super) struct Pieces {
-    bytes: BoxStream<'static, Result<Bytes, GetError>>,
+    /// `None` = nothing follows `rest`.
+    bytes: Option<ObjectBytes>,
     rest: Bytes,
     /// What is still to be given, `rest` with it.
     left: u64,
@@ -82,10 +84,10 @@ pub(super) struct Pieces {
 
 impl Pieces {
     /// `first` is what is there already, `left` how many bytes there are with it.
-    pub(super) fn new(first: Bytes, bytes: BoxStream<'static, Result<Bytes, GetError>>, left: u64) -> Self {
+    pub(super) fn new(first: Bytes, bytes: Option<ObjectBytes>, left: u64) -> Self {
         if first.len() as u64 > left {
             // Never a part of what is longer than it says: the first look finds that it broke off.
-            return Self { bytes: stream::empty().boxed(), rest: Bytes::new(), left: left.max(1) };
+            return Self { bytes: None, rest: Bytes::new(), left: left.max(1) };
         }
         Self { bytes, rest: first, left }
     }
@@ -100,7 +102,11 @@ impl Pieces {
             return Poll::Ready(None);
         }
         while self.rest.is_empty() {
-            match ready!(Pin::new(&mut self.bytes).poll_next(context)) {
+            let next = match &mut self.bytes {
+                Some(bytes) => ready!(Pin::new(bytes).poll_next(context)),
+                None => None,
+            };
+            match next {
                 Some(Ok(bytes)) if bytes.len() as u64 <= self.left => self.rest = bytes,
                 Some(Err(error)) => {
                     tracing::warn!(%error, "an object broke off while it was being read");
@@ -122,8 +128,8 @@ impl Pieces {
 pub(super) struct ObjectBody(Pieces);
 
 impl ObjectBody {
-    pub(super) fn new(bytes: BoxStream<'static, Result<Bytes, GetError>>, length: u64) -> Self {
-        Self(Pieces::new(Bytes::new(), bytes, length))
+    pub(super) fn new(bytes: ObjectBytes, length: u64) -> Self {
+        Self(Pieces::new(Bytes::new(), Some(bytes), length))
     }
 }
 

@@ -29,7 +29,7 @@ use super::{BODY_MAX_BYTES, PART_MAX_COUNT, body_too_large};
 use crate::auth::AuthError;
 use crate::body::BodyError;
 use crate::gate::App;
-use crate::multipart::{Event, HEAD_MAX_BYTES, HEAD_MAX_COUNT, HeadError, NotMultipart, Reader};
+use crate::multipart::{Event, HEAD_MAX_BYTES, HEAD_MAX_COUNT, HeadError, NotMultipart, PartHead, Reader};
 use crate::problem::Problem;
 use crate::route::name::is_encoded_text;
 
@@ -131,7 +131,7 @@ impl Parts {
                     self.drain().await;
                 }
                 Ok(Some(Event::Part(head))) => {
-                    self.open = Some(Draft::new(self.count, head, &self.principal, &self.admission));
+                    self.open = Some(Draft::new(self.count, &head, &self.principal, &self.admission));
                     self.count += 1;
                 }
                 Ok(Some(Event::Data(bytes))) => {
@@ -223,6 +223,15 @@ enum Plan {
 }
 
 impl Plan {
+    /// An operation that needs nothing but a key.
+    fn of(kind: OperationKind, key: ObjectKey) -> Self {
+        Self::Other(match kind {
+            OperationKind::Get => Operation::Get { key },
+            OperationKind::Head => Operation::Head { key },
+            OperationKind::Delete | OperationKind::Insert => Operation::Delete { key },
+        })
+    }
+
     fn access(&self) -> Access {
         match self {
             Self::Insert { .. } => Access::Write,
@@ -232,10 +241,13 @@ impl Plan {
 }
 
 impl Draft {
-    fn new(index: usize, head: Result<HeaderMap, HeadError>, principal: &Principal, admission: &Admission) -> Self {
+    fn new(index: usize, head: &PartHead, principal: &Principal, admission: &Admission) -> Self {
         let mut tag = Tag { index, kind: None, key: None, place: None };
-        let plan = head.map_err(head_problem).and_then(|head| {
-            let plan = plan(head, &mut tag, principal)?;
+        let plan = match plain(head, &mut tag, principal) {
+            Some(plan) => plan,
+            None => head.fields().map_err(head_problem).and_then(|head| plan(head, &mut tag, principal)),
+        };
+        let plan = plan.and_then(|plan| {
             admission.admit(plan.access())?;
             Ok(plan)
         });
@@ -289,6 +301,19 @@ fn head_problem(error: HeadError) -> Problem {
     }
 }
 
+/// What a head asks for that has an operation without bytes and a key, and nothing else: most heads of a batch of gets. `None` = look at
+/// all of its fields.
+fn plain(head: &PartHead, tag: &mut Tag, principal: &Principal) -> Option<Result<Plan, Problem>> {
+    let [op, key] = head.just([OP.as_str(), KEY.as_str()])?;
+    let kind = OperationKind::parse(op).filter(|kind| *kind != OperationKind::Insert)?;
+    if key.len() > 3 * PATH_MAX_BYTES || !principal.scopes.contains(kind.permission()) {
+        return None;
+    }
+    tag.key = Some(HeaderValue::from_str(key).ok()?);
+    tag.kind = Some(kind);
+    Some(decoded(key.as_bytes()).map(|key| Plan::of(kind, key)))
+}
+
 /// What a head asks for.
 fn plan(mut head: HeaderMap, tag: &mut Tag, principal: &Principal) -> Result<Plan, Problem> {
     // Echoed whatever it is worth, as long as it is not longer than any key.
@@ -306,7 +331,7 @@ fn plan(mut head: HeaderMap, tag: &mut Tag, principal: &Principal) -> Result<Pla
     if !principal.scopes.contains(scope) {
         return Err(AuthError::ScopeMissing { scope }.into());
     }
-    let key = only(&mut head, &KEY)?.map(|value| decoded(&value)).transpose()?;
+    let key = only(&mut head, &KEY)?.map(|value| decoded(value.as_bytes())).transpose()?;
     if let Some(name) = NOT_TAKEN.iter().find(|name| head.contains_key(*name)) {
         let detail = format!("{name}: a batch takes neither conditions nor ranges");
         return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_field", detail).with("field", name.as_str()));
@@ -322,11 +347,7 @@ fn plan(mut head: HeaderMap, tag: &mut Tag, principal: &Principal) -> Result<Pla
         let detail = format!("{KEY} is missing");
         return Err(Problem::new(StatusCode::BAD_REQUEST, "missing_field", detail).with("field", KEY.as_str()));
     };
-    Ok(Plan::Other(match kind {
-        OperationKind::Get => Operation::Get { key },
-        OperationKind::Head => Operation::Head { key },
-        OperationKind::Delete | OperationKind::Insert => Operation::Delete { key },
-    }))
+    Ok(Plan::of(kind, key))
 }
 
 /// Takes out a field that may be there once.
@@ -338,8 +359,8 @@ fn only(head: &mut HeaderMap, name: &HeaderName) -> Result<Option<HeaderValue>, 
     Ok(head.remove(name))
 }
 
-fn decoded(value: &HeaderValue) -> Result<ObjectKey, Problem> {
-    let text = std::str::from_utf8(value.as_bytes()).ok().filter(|text| is_encoded_text(text));
+fn decoded(value: &[u8]) -> Result<ObjectKey, Problem> {
+    let text = std::str::from_utf8(value).ok().filter(|text| is_encoded_text(text));
     let text = text.and_then(|text| percent_decode_str(text).decode_utf8().ok()).ok_or_else(|| {
         Problem::new(StatusCode::BAD_REQUEST, "invalid_name", format!("{KEY} is not percent-encoded UTF-8"))
             .with("max_bytes", PATH_MAX_BYTES)

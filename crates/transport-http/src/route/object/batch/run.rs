@@ -3,23 +3,13 @@
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use futures::stream::{self, BoxStream};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use tidegate_batch::error::{GetError, PutError};
-use tidegate_batch::service::{Get, Got, Put, Written};
-use tidegate_batch::{Collection, Condition, ItemError, ObjectInfo, ObjectService, Operate, Operation};
+use futures::stream;
+use http::StatusCode;
+use tidegate_batch::service::{Get, Got, ObjectBytes, Put, Written};
+use tidegate_batch::{Collection, Condition, ObjectInfo, ObjectService, Operate, Operation};
 
-use super::super::answer::describe;
-use super::super::metadata::CUSTOM;
 use super::super::problem::{get_problem, put_problem, store_problem};
-use super::part::{KEY, OP, Tag, encoded};
-use super::reply::{Content, Reply};
-use crate::problem::{PROBLEM_JSON, Problem};
-
-const INDEX: HeaderName = HeaderName::from_static("x-tidegate-index");
-pub(super) const STATUS: HeaderName = HeaderName::from_static("x-tidegate-status");
-/// An object's length, where its bytes do not follow.
-const LENGTH: HeaderName = HeaderName::from_static("x-tidegate-length");
+use crate::problem::Problem;
 
 /// The objects of one collection.
 pub(super) struct Objects {
@@ -40,7 +30,8 @@ pub(super) enum Done {
         info: ObjectInfo,
         /// The first block, or all there is.
         first: Bytes,
-        rest: BoxStream<'static, Result<Bytes, GetError>>,
+        /// `None` = nothing follows.
+        rest: Option<ObjectBytes>,
     },
     Known(ObjectInfo),
     Deleted,
@@ -65,11 +56,13 @@ impl Operate<Operation> for Objects {
             Operation::Get { key } => {
                 match objects.get(collection, &key, &Get::default()).await.map_err(get_problem)? {
                     Got::NotModified(info) => Ok(Done::Known(info)),
-                    Got::Object(object) => {
-                        let mut rest = object.body;
-                        let first = rest.next().await.transpose().map_err(get_problem)?.unwrap_or_default();
-                        Ok(Done::Got { info: object.info, first, rest })
-                    }
+                    Got::Object(object) => match object.body.at_hand() {
+                        Ok(first) => Ok(Done::Got { info: object.info, first, rest: None }),
+                        Err(mut rest) => {
+                            let first = rest.next().await.transpose().map_err(get_problem)?.unwrap_or_default();
+                            Ok(Done::Got { info: object.info, first, rest: Some(rest) })
+                        }
+                    },
                 }
             }
             Operation::Head { key } => {
@@ -85,91 +78,12 @@ impl Operate<Operation> for Objects {
         }
     }
 
+    /// A small object that was read or written lately is in memory, and so is what is known of it.
+    fn is_at_hand(&self, operation: &Operation) -> bool {
+        matches!(operation, Operation::Get { .. } | Operation::Head { .. })
+    }
+
     fn is_overload(&self, error: &Box<Problem>) -> bool {
         error.status() == StatusCode::SERVICE_UNAVAILABLE
-    }
-}
-
-/// The reply to one part.
-pub(super) fn reply_to(tag: Tag, result: Result<Done, ItemError<Box<Problem>, Problem>>) -> Reply {
-    let Tag { index, kind, key, place } = tag;
-    let mut head = match &result {
-        Ok(Done::Written(written)) => of_a_write(&written.info),
-        Ok(Done::Got { info, .. } | Done::Known(info)) => of_an_object(info),
-        _ => HeaderMap::new(),
-    };
-    head.insert(INDEX, HeaderValue::from(index));
-    if let Some(kind) = kind {
-        head.insert(OP, HeaderValue::from_static(kind.as_str()));
-    }
-    if let Some(key) = key {
-        head.insert(KEY, key);
-    }
-    match result {
-        Ok(Done::Written(written)) => {
-            head.insert(KEY, encoded(&written.info.key));
-            status(&mut head, if written.created { StatusCode::CREATED } else { StatusCode::OK });
-            Reply::Part { head, content: Content::Whole(Bytes::new()) }
-        }
-        Ok(Done::Known(info)) => {
-            status(&mut head, StatusCode::OK);
-            head.insert(LENGTH, HeaderValue::from(info.length));
-            Reply::Part { head, content: Content::Whole(Bytes::new()) }
-        }
-        Ok(Done::Got { info, first, rest }) => {
-            status(&mut head, StatusCode::OK);
-            head.insert(header::CONTENT_LENGTH, HeaderValue::from(info.length));
-            Reply::Part { head, content: Content::Stream { first, rest, left: info.length, place } }
-        }
-        Ok(Done::Deleted) => {
-            status(&mut head, StatusCode::NO_CONTENT);
-            Reply::Part { head, content: Content::Whole(Bytes::new()) }
-        }
-        Err(ItemError::Input(problem)) => Reply::problem(head, &problem),
-        Err(ItemError::Failed(problem)) => Reply::problem(head, &problem),
-        Err(ItemError::Panicked) => Reply::problem(head, &of_the_executor(ItemError::Panicked)),
-        Err(ItemError::TooLarge { weight_bytes, max_bytes }) => {
-            let error = ItemError::TooLarge { weight_bytes, max_bytes };
-            Reply::problem(head, &of_the_executor(error).with("max_bytes", max_bytes))
-        }
-        Err(ItemError::Nested(error)) => Reply::problem(head, &Problem::of(&error)),
-        Err(_) => Reply::problem(head, &of_the_executor(ItemError::Cancelled)),
-    }
-}
-
-fn of_the_executor(error: ItemError<PutError, PutError>) -> Problem {
-    Problem::of(&error)
-}
-
-pub(super) fn status(head: &mut HeaderMap, status: StatusCode) {
-    head.insert(STATUS, HeaderValue::from(status.as_u16()));
-}
-
-/// What is known of an object, as far as it makes sense in a part of an answer.
-fn of_an_object(info: &ObjectInfo) -> HeaderMap {
-    let mut head = HeaderMap::with_capacity(20);
-    describe(&mut head, info);
-    head.remove(header::CACHE_CONTROL);
-    head.remove(header::ACCEPT_RANGES);
-    head
-}
-
-/// What a write is answered with: not what its writer has just said.
-fn of_a_write(info: &ObjectInfo) -> HeaderMap {
-    let told = |name: &HeaderName| {
-        let ours = name.as_str().starts_with("x-tidegate-") && !name.as_str().starts_with(CUSTOM);
-        ours || [header::ETAG, header::LAST_MODIFIED].contains(name)
-    };
-    of_an_object(info).into_iter().filter_map(|(name, value)| Some((name.filter(told)?, value))).collect()
-}
-
-impl Reply {
-    /// A problem document.
-    pub(super) fn problem(mut head: HeaderMap, problem: &Problem) -> Self {
-        let document = problem.document();
-        status(&mut head, problem.status());
-        head.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
-        head.insert(header::CONTENT_LENGTH, HeaderValue::from(document.len()));
-        Self::Part { head, content: Content::Whole(document.into()) }
     }
 }
