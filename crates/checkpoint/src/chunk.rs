@@ -7,11 +7,11 @@ use fastcdc::v2020::{FastCDC, Normalization};
 use crate::id::Digest;
 
 /// The shortest chunk, the last one of a segment excepted.
-pub const CHUNK_MIN_BYTES: usize = 16 * 1_024;
+pub(crate) const CHUNK_MIN_BYTES: usize = 16 * 1_024;
 /// What chunks are long on average.
-pub const CHUNK_AVERAGE_BYTES: usize = 64 * 1_024;
+pub(crate) const CHUNK_AVERAGE_BYTES: usize = 64 * 1_024;
 /// The longest chunk.
-pub const CHUNK_MAX_BYTES: usize = 256 * 1_024;
+pub(crate) const CHUNK_MAX_BYTES: usize = 256 * 1_024;
 
 /// Cuts what it is given up to where a further cut needs more bytes, which are left over unless this is the end.
 ///

@@ -49,18 +49,6 @@ pub(crate) enum Body {
     Released,
 }
 
-impl Body {
-    pub(crate) const fn name(&self) -> &'static str {
-        match self {
-            Self::Term { .. } => "term",
-            Self::Renewal => "renewal",
-            Self::Manifest(_) => "manifest",
-            Self::Committed { .. } => "committed",
-            Self::Released => "released",
-        }
-    }
-}
-
 impl Entry {
     pub(crate) const fn ttl(&self) -> Duration {
         Duration::from_millis(self.ttl_ms)

@@ -99,11 +99,6 @@ impl Nonce {
         Ok(Self(bytes))
     }
 
-    #[cfg(test)]
-    pub(crate) const fn from_bytes(bytes: [u8; 16]) -> Self {
-        Self(bytes)
-    }
-
     pub(crate) fn to_hex(self) -> String {
         hex::encode(self.0)
     }

@@ -4,12 +4,14 @@
 
 mod chunk;
 pub mod claim;
+pub mod collect;
 mod entry;
 pub mod error;
 pub mod id;
 pub mod job;
 mod log;
 pub mod manifest;
+pub mod pin;
 pub mod read;
 pub mod recover;
 pub mod retention;
@@ -20,10 +22,12 @@ pub mod writer;
 use tidegate_core::limit::Limit;
 
 pub use claim::Mode;
+pub use collect::Collected;
 pub use error::{AppendError, ClaimError, Damage, DamageKind, ReadError, StoreError};
 pub use id::{CheckpointId, Digest, Generation, PackId};
 pub use job::{CheckpointParts, Checkpoints, ClaimOutcome, Job, Listed, Page, Removed};
 pub use manifest::{Checkpoint, Draft, InvalidDraft, Manifest, Next, Parent, Positions};
+pub use pin::Pinned;
 pub use read::StateReader;
 pub use recover::{Recovered, Recovery};
 pub use retention::Retention;

@@ -14,7 +14,7 @@ use crate::error::{Damage, DamageKind, StoreError};
 use crate::id::{Generation, Layout, PackId, slot_number};
 
 /// Objects of one folder of a job that are listed at a time. Retention keeps far fewer.
-pub const LISTED_MAX: usize = 262_144;
+pub(crate) const LISTED_MAX: usize = 262_144;
 /// Objects that are read or deleted at the same time.
 pub(crate) const IN_FLIGHT: usize = 8;
 

@@ -13,7 +13,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::chunk::{self, CHUNK_MAX_BYTES};
 use crate::error::{AppendError, DamageKind, StoreError};
-use crate::id::{CheckpointId, Digest, Generation, PackId};
+use crate::id::{CheckpointId, Digest, PackId};
 use crate::log::Created;
 use crate::manifest::{Checkpoint, ChunkList, ChunkRef, Draft, InvalidDraft, STATES_MAX, Segment, StateRef};
 use crate::read::ChunkReader;
@@ -53,7 +53,6 @@ pub struct SaveStats {
 #[derive(Debug)]
 pub struct Save {
     writer: Writer,
-    generation: Generation,
     base: Option<Arc<Checkpoint>>,
     known: HashMap<Digest, ChunkRef>,
     states: BTreeMap<Name, StateRef>,
@@ -98,7 +97,6 @@ impl Writer {
         let generation = self.inner.tail.lock().await.last.next().ok_or(AppendError::Exhausted)?;
         let mut save = Save {
             writer: self.clone(),
-            generation,
             base,
             known,
             states: BTreeMap::new(),

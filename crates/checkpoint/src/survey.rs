@@ -31,8 +31,6 @@ pub(crate) struct Survey {
     pub(crate) rejected: Vec<Rejected>,
     /// Generation -> the slot that says that its commit is done.
     pub(crate) committed: BTreeMap<Generation, Generation>,
-    /// All slots.
-    pub(crate) slots: Vec<Generation>,
 }
 
 /// The newest entry, without what it carries.
@@ -72,7 +70,7 @@ impl Allowed {
 /// Reads a log. `wanted` valid checkpoints are enough, those in `skip` not counted; `usize::MAX` reads all of it.
 pub(crate) async fn survey(store: &JobStore, wanted: usize, skip: &BTreeSet<Generation>) -> Result<Survey, StoreError> {
     let slots = store.slots(None).await?;
-    let mut survey = Survey { last: slots.last().copied(), slots: slots.clone(), ..Survey::default() };
+    let mut survey = Survey { last: slots.last().copied(), ..Survey::default() };
     let mut allowed = Allowed::OfTerm;
     let mut began_read = false;
     let mut found = 0;

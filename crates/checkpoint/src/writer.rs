@@ -120,6 +120,13 @@ enum Stop {
     Released,
 }
 
+impl Tail {
+    /// The checkpoints that may be there, or come yet.
+    pub(crate) fn doubtful(&self) -> impl Iterator<Item = &Arc<Checkpoint>> {
+        self.unresolved.iter().filter_map(|doubt| doubt.checkpoint.as_ref())
+    }
+}
+
 /// What the writer knows of the job's checkpoints.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {

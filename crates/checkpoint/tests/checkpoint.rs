@@ -8,5 +8,7 @@ mod world;
 mod damage;
 #[path = "checkpoint/publish.rs"]
 mod publish;
+#[path = "checkpoint/retention.rs"]
+mod retention;
 #[path = "checkpoint/term.rs"]
 mod term;
