@@ -5,10 +5,12 @@
 mod chunk;
 pub mod claim;
 pub mod collect;
+pub mod coordinator;
 mod entry;
 pub mod error;
 pub mod id;
 pub mod job;
+pub mod keyed;
 mod log;
 pub mod manifest;
 pub mod pin;
@@ -23,9 +25,11 @@ use tidegate_core::limit::Limit;
 
 pub use claim::Mode;
 pub use collect::Collected;
+pub use coordinator::{Coordinator, Schedule};
 pub use error::{AppendError, ClaimError, Damage, DamageKind, ReadError, StoreError};
 pub use id::{CheckpointId, Digest, Generation, PackId};
 pub use job::{CheckpointParts, Checkpoints, ClaimOutcome, Job, Listed, Page, Removed};
+pub use keyed::{KeyedSnapshot, KeyedState};
 pub use manifest::{Checkpoint, Draft, InvalidDraft, Manifest, Next, Parent, Positions};
 pub use pin::Pinned;
 pub use read::StateReader;

@@ -36,6 +36,11 @@ impl ChunkReader {
         Self { store: store.clone() }
     }
 
+    /// The job's folder, for what is wrong with no object of its own.
+    pub(crate) fn folder(&self) -> object_store::path::Path {
+        self.store.layout.folder.clone()
+    }
+
     /// One chunk.
     pub(crate) async fn chunk(&self, chunk: &ChunkRef) -> Result<Bytes, ReadError> {
         let range = Range { chunks: vec![*chunk], bytes: u64::from(chunk.length) };

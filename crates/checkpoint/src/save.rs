@@ -450,7 +450,7 @@ fn cut_window(mut left: Bytes, pieces: Vec<Bytes>, end: bool, cuts: &mut Vec<Byt
     if end { chunk::cut(&left, true, cuts) } else { left }
 }
 
-async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     joined(tokio::task::spawn_blocking(work).await)
 }
 

@@ -6,6 +6,8 @@ mod world;
 
 #[path = "checkpoint/damage.rs"]
 mod damage;
+#[path = "checkpoint/keyed.rs"]
+mod keyed;
 #[path = "checkpoint/publish.rs"]
 mod publish;
 #[path = "checkpoint/retention.rs"]
