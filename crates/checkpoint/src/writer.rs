@@ -32,12 +32,14 @@ const LANDED_MAX: usize = 4;
 pub enum Written<T> {
     /// It is durable, and the term was not over.
     Done(T),
-    /// Somebody else has the job. Nothing was written, and nothing ever will be by this writer: stop.
+    /// Somebody else has the job. This writer publishes nothing more: stop, and abort nothing: an entry that was written just before the
+    /// later term began is that one's to go on from and to commit.
     Fenced {
         /// The later term, where it could be read.
         by: Option<Epoch>,
     },
-    /// The term was not renewed in time. Nothing was written, and nothing ever will be by this writer: claim a new term.
+    /// The term was not renewed in time. Nothing was written, and nothing ever will be by this writer: claim a new term. What was
+    /// pre-committed is the next recovery's to judge.
     Expired,
 }
 
@@ -262,16 +264,17 @@ impl Inner {
                 slots.last() > Some(&generation),
                 [self.began, generation].into_iter().find(|slot| !slots.contains(slot)),
             );
-            if overtaken || missing.is_some() {
+            if overtaken {
+                // Left where it is: whether the later term came before it or saw it and goes on from it cannot be told from here.
+                // If it is a stray, no recovery takes it for anything and the next collection deletes it.
+                let by = match self.store.read_slot(slots[slots.len() - 1]).await {
+                    Ok(Read::Entry(slot)) => Some(slot.entry.epoch),
+                    _ => None,
+                };
+                return Ok(self.fence(&mut tail, by));
+            }
+            if let Some(missing) = missing {
                 self.store.delete(&self.store.layout.slot(generation)).await.ok();
-                if overtaken {
-                    let by = match self.store.read_slot(slots[slots.len() - 1]).await {
-                        Ok(Read::Entry(slot)) => Some(slot.entry.epoch),
-                        _ => None,
-                    };
-                    return Ok(self.fence(&mut tail, by));
-                }
-                let missing = missing.expect("one of the two is the case");
                 tail.stopped = Some(Stop::Vanished(missing));
                 self.end();
                 return Err(AppendError::Vanished { missing });

@@ -12,5 +12,7 @@ mod keyed;
 mod publish;
 #[path = "checkpoint/retention.rs"]
 mod retention;
+#[path = "checkpoint/simulation.rs"]
+mod simulation;
 #[path = "checkpoint/term.rs"]
 mod term;

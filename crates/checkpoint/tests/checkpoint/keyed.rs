@@ -36,13 +36,13 @@ fn one_percent_of_the_keys_changed_writes_at_most_three_percent_however_often() 
         world.spec = Spec { retention: Retention { keep_last: 2, ..Retention::default() }, ..Spec::default() };
         let (writer, _) = world.claim(1, Mode::IfFree).await;
         let (dice, mut state) = (SeededEntropy::new(1), KeyedState::new());
-        let keys = 40_000_u64;
+        let keys = 20_000_u64;
         for key in 0..keys {
             state.insert(Bytes::copy_from_slice(&key.to_be_bytes()), noise(key, 100)).unwrap();
         }
         let (_, first) = save(&writer, &mut state).await;
         assert!(first.written_bytes > keys * 100);
-        for round in 0..100 {
+        for round in 0..80 {
             for _ in 0..keys / 100 {
                 let key = dice.below(keys).to_be_bytes();
                 state.insert(Bytes::copy_from_slice(&key), noise(dice.next_u64(), 100)).unwrap();

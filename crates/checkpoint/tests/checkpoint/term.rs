@@ -78,7 +78,7 @@ fn who_is_taken_over_by_force_publishes_nothing_more() {
 }
 
 #[test]
-fn a_zombie_whose_slot_was_deleted_since_is_fenced_and_leaves_nothing() {
+fn a_zombie_whose_slot_was_deleted_since_is_fenced_and_its_stray_is_collected() {
     block_on(async {
         let world = World::new();
         let (zombie, _) = world.claim(1, Mode::IfFree).await;
@@ -90,8 +90,12 @@ fn a_zombie_whose_slot_was_deleted_since_is_fenced_and_leaves_nothing() {
         let (third, _) = world.claim(3, Mode::IfFree).await;
         world.delete("root/totals/log/00000000000000000003").await;
         let before = world.objects().await;
-        assert_eq!(zombie.renew().await.unwrap(), Written::Fenced { by: Some(third.epoch()) });
-        assert_eq!(world.objects().await, before, "its stray is gone");
+        assert_eq!(save(&zombie, noise(9, 10), draft(9, 9)).await, Written::Fenced { by: Some(third.epoch()) });
+        let page = world.job(4).list(None, 10).await.unwrap();
+        assert!(page.checkpoints.iter().all(|listed| listed.checkpoint.id.generation != Generation(3)));
+        assert!(matches!(third.collect().await.unwrap(), Written::Done(_)));
+        assert!(world.objects().await.len() <= before.len());
+        assert!(world.objects().await.iter().all(|(path, _)| !path.ends_with("/log/00000000000000000003")));
     });
 }
 
