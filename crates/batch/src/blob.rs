@@ -6,6 +6,7 @@
 //! of another place, is no block of this one, a range is checked by what is read with it, and nothing that is known of an object
 //! grows with its size.
 
+mod cold;
 mod read;
 mod write;
 
@@ -16,14 +17,32 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt as _};
 use sha2::{Digest as _, Sha256};
+use tidegate_core::limit::Limit;
 
 use crate::error::{PutError, StoreError, blob_error};
 use crate::stored::{BLOCK_BYTES, BlobId};
 
+pub use cold::ColdStore;
 pub(crate) use read::{OpenError, open};
-pub(crate) use write::{Budget, Unfinished, write};
+pub(crate) use write::{Budget, Incoming, Unfinished, write};
+
+/// The bounds of this module.
+pub const LIMITS: &[Limit] = &[
+    Limit {
+        name: "object_blob_part_bytes",
+        value: PART_BYTES as u64,
+        meaning: "What is handed to the cold store at a time; a write holds up to three of them in memory, however large the object is.",
+    },
+    Limit {
+        name: "object_blob_max_bytes",
+        value: cold::BLOB_MAX_BYTES,
+        meaning: "What lies in one object of a bucket; larger objects of ours lie in several. Of a local directory: no bound.",
+    },
+];
+
+/// Bytes that are handed to the blob store at a time. Twice as many and what is being gathered are in memory for one write.
+const PART_BYTES: usize = 8 * 1_024 * 1_024;
 
 /// Bytes of a block's checksum.
 const SUM_BYTES: usize = 4;
@@ -34,14 +53,14 @@ const FOLDER: &str = "blobs";
 /// Bytes on their way in.
 pub type Body<'a> = BoxStream<'a, Result<Bytes, tidegate_core::port::Cause>>;
 
-/// A local directory as a blob store: writes go aside, are synced, renamed, and the directory is synced. What an earlier process left
+/// A local directory as a blob store: writes go aside, are synced, renamed, and the directory is synced, also after a deletion. What an earlier process left
 /// aside is removed, so nobody else may write there meanwhile. Blocks.
-pub fn local(directory: &FilePath) -> Result<Arc<dyn ObjectStore>, StoreError> {
+pub fn local(directory: &FilePath) -> Result<ColdStore, StoreError> {
     let io = |error: std::io::Error| StoreError::Unavailable(Box::new(error));
     std::fs::create_dir_all(directory).map_err(io)?;
     remove_staged(&directory.join(FOLDER)).map_err(io)?;
     let store = object_store::local::LocalFileSystem::new_with_prefix(directory).map_err(blob_error)?;
-    Ok(Arc::new(store.with_fsync(true)))
+    Ok(ColdStore::in_directory(Arc::new(store.with_fsync(true)), directory))
 }
 
 /// The blob store writes `name#number` first. Only what has such a name, where blobs lie, is ours to remove.
@@ -113,12 +132,4 @@ pub(crate) async fn gather(mut body: Body<'_>, limit: u64) -> Result<Gathered<'_
 /// The SHA-256 of bytes.
 pub(crate) fn sha256_of(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
-}
-
-/// Deletes a blob; one that is not there is deleted already.
-pub(crate) async fn delete(store: &dyn ObjectStore, blob: BlobId) -> Result<(), StoreError> {
-    match store.delete(&path(blob)).await {
-        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-        Err(error) => Err(blob_error(error)),
-    }
 }

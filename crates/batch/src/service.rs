@@ -13,12 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use object_store::ObjectStore;
 use tidegate_core::limit::Limit;
 use tidegate_core::port::{Durability, Entropy, MetaEntry, MetaStore, Revision};
 use tidegate_core::time::{Clock, Timestamp};
 
-use crate::blob::Budget;
+use crate::blob::{Budget, ColdStore};
 use crate::error::StoreError;
 use crate::key;
 use crate::object::{Collection, METADATA_MAX_BYTES, ObjectKey, PATH_MAX_BYTES};
@@ -66,8 +65,8 @@ const ATTEMPTS_MAX: usize = 64;
 pub struct ObjectParts {
     /// Heads, small bytes and what must not be forgotten.
     pub meta: Arc<dyn MetaStore>,
-    /// Large bytes.
-    pub cold: Arc<dyn ObjectStore>,
+    /// Large bytes: any `object_store`, by `into()`.
+    pub cold: ColdStore,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Randomness.
@@ -120,7 +119,7 @@ impl Default for ObjectSpec {
 
 pub(crate) struct Core {
     pub(crate) meta: Arc<dyn MetaStore>,
-    pub(crate) cold: Arc<dyn ObjectStore>,
+    pub(crate) cold: ColdStore,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) durability: Durability,

@@ -132,15 +132,27 @@ impl Head {
 }
 
 /// Why a blob has an intent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Intent {
     /// It is being written by this server's life; nothing refers to it yet. After the deadline it is given up.
     Writing { by: [u8; 16], deadline_ms: i64 },
     /// Nothing refers to it any more; it may be deleted from then on.
     Garbage { from_ms: i64 },
+    /// As `Writing`, by an upload in parts of this name.
+    Uploading { by: [u8; 16], deadline_ms: i64, upload: Box<str> },
+    /// As `Garbage`; the upload of this name may be open yet.
+    Abandoned { from_ms: i64, upload: Box<str> },
 }
 
 impl Intent {
+    /// Of what nothing will ever refer to.
+    pub(crate) fn garbage(from_ms: i64, upload: Option<Box<str>>) -> Self {
+        match upload {
+            None => Self::Garbage { from_ms },
+            Some(upload) => Self::Abandoned { from_ms, upload },
+        }
+    }
+
     pub(crate) fn seal(&self) -> Bytes {
         seal(Kind::BlobIntent, SCHEMA, self)
     }

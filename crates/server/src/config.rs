@@ -22,10 +22,12 @@ mod object;
 mod object_limit;
 mod problem;
 mod read;
+mod s3;
 mod source;
 
 pub use layer::{Flag, Flags};
 pub use problem::{ConfigError, Origin, Problem};
+pub use s3::{Addressing, S3, S3Credentials};
 pub use source::{SourceSpec, SourceSpecError};
 
 /// Everything that the server is told, checked.
@@ -54,10 +56,19 @@ pub struct Config {
 /// Where objects lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Objects {
-    /// The directory of large ones, which nobody else may write to.
-    pub cold: PathBuf,
+    /// Where the large ones lie.
+    pub cold: Cold,
     /// Objects up to this size lie in the metadata store: 0 to [`Objects::HOT_MAX_BYTES`].
     pub hot_max_bytes: u64,
+}
+
+/// Where large objects lie. Nobody else may write there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cold {
+    /// In a directory of this machine.
+    Directory(PathBuf),
+    /// In a bucket.
+    S3(Box<S3>),
 }
 
 impl Objects {

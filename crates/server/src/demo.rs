@@ -158,7 +158,7 @@ async fn tell(args: &DemoArgs) -> Result<(), DemoError> {
     flags.sqlite("main", &database);
     let config = load(&Inputs { flags, ..Inputs::default() })?.config;
     crate::client::install_crypto();
-    let server = Server::start(config, install_metrics()?)?;
+    let server = Server::start(config, install_metrics()?).await?;
     let address = server.http_addr();
     writeln!(io::stdout(), "\nlistening http {address}")?;
 

@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde_json::Value;
+use tidegate_batch::blob::{self, ColdStore};
 use tidegate_batch::policy::PolicyCell;
 use tidegate_batch::service::SweepPlace;
-use tidegate_batch::{ObjectParts, ObjectService, ObjectSpec, StoreError, blob};
+use tidegate_batch::{ObjectParts, ObjectService, ObjectSpec, StoreError};
 use tidegate_cdc::{StreamParts, StreamService};
 use tidegate_core::limit::{Bound, Limit, Settings};
 use tidegate_core::port::{AuditSink, ChangeLog, Durability, MetaStore, QuerySource, SourceError};
@@ -31,12 +32,14 @@ use tidegate_transport_http::{
 };
 
 use crate::audit::{AuditFile, AuditFileError};
-use crate::config::{self, Config, Source};
+use crate::config::{self, Cold, Config, Source};
 
+mod bucket;
 mod run;
 #[cfg(test)]
 mod tests;
 
+pub use bucket::BucketError;
 pub use run::run;
 pub(crate) use run::{Signals, log_to_stderr};
 
@@ -76,6 +79,18 @@ pub enum StartError {
         #[source]
         source: StoreError,
     },
+    /// The large objects' bucket cannot be used.
+    #[error("the objects' bucket {place} cannot be used")]
+    Bucket {
+        /// Which, and where.
+        place: String,
+        /// Why.
+        #[source]
+        source: Box<BucketError>,
+    },
+    /// The objects cannot be opened.
+    #[error("the objects cannot be opened")]
+    ObjectService(#[source] StoreError),
     /// A source cannot be opened.
     #[error("source {name:?} cannot be opened")]
     Source {
@@ -128,8 +143,9 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens the sources, the audit trail and the listener. Must be called in a tokio runtime; blocks shortly for files.
-    pub fn start(config: Config, metrics: PrometheusHandle) -> Result<Self, StartError> {
+    /// Opens the sources, the audit trail and the listener. Must be called in a tokio runtime; blocks shortly for files, and waits up to
+    /// `objects.s3.start_timeout_ms` for a bucket.
+    pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Self, StartError> {
         std::fs::create_dir_all(&config.data_dir)
             .map_err(|source| StartError::DataDir { path: config.data_dir.clone(), source })?;
         let audit = Arc::new(AuditFile::open(&config.audit_path)?);
@@ -147,7 +163,7 @@ impl Server {
             entropy: Arc::new(OsEntropy),
             durability: durability(&config),
         });
-        let objects = open_objects(&config, &store, &clock)?;
+        let objects = open_objects(&config, &store, &clock).await?;
         let recovering = Arc::new(AtomicBool::new(true));
         let query = QueryService::new(QueryParts {
             sources,
@@ -299,6 +315,7 @@ fn limits() -> Vec<Limit> {
         tidegate_cdc::group::LIMITS,
         tidegate_batch::policy::LIMITS,
         tidegate_batch::service::LIMITS,
+        tidegate_batch::blob::LIMITS,
         tidegate_store_embedded::LIMITS,
         tidegate_source_sqlite::LIMITS,
         tidegate_source_postgres::LIMITS,
@@ -314,21 +331,37 @@ fn durability(config: &Config) -> Durability {
     }
 }
 
-/// Small objects lie in the store, large ones in a directory of their own.
-fn open_objects(config: &Config, store: &EmbeddedStore, clock: &Arc<dyn Clock>) -> Result<ObjectService, StartError> {
-    let path = &config.objects.cold;
-    let refused = |source| StartError::Objects { path: path.clone(), source };
+/// Where large objects lie, tried.
+async fn open_cold(cold: &Cold, clock: &dyn Clock) -> Result<ColdStore, StartError> {
+    let s3 = match cold {
+        Cold::Directory(path) => {
+            return blob::local(path).map_err(|source| StartError::Objects { path: path.clone(), source });
+        }
+        Cold::S3(s3) => s3,
+    };
+    let refused = |source| StartError::Bucket { place: s3.place(), source: Box::new(source) };
+    let bucket = bucket::client(s3, &|name| std::env::var(name).ok()).map_err(refused)?;
+    bucket::probe(&bucket, clock, s3.start_timeout).await.map_err(refused)?;
+    Ok(ColdStore::with_uploads(Arc::new(bucket)))
+}
+
+/// Small objects lie in the store, large ones in a directory of their own or in a bucket.
+async fn open_objects(
+    config: &Config,
+    store: &EmbeddedStore,
+    clock: &Arc<dyn Clock>,
+) -> Result<ObjectService, StartError> {
     let mut spec = ObjectSpec::default();
     spec.hot_max_bytes = config.objects.hot_max_bytes;
     ObjectService::new(ObjectParts {
         meta: Arc::new(store.clone()) as Arc<dyn MetaStore>,
-        cold: blob::local(path).map_err(refused)?,
+        cold: open_cold(&config.objects.cold, clock.as_ref()).await?,
         clock: Arc::clone(clock),
         entropy: Arc::new(OsEntropy),
         durability: durability(config),
         spec,
     })
-    .map_err(refused)
+    .map_err(StartError::ObjectService)
 }
 
 /// The bounds of objects that are set when they are opened.

@@ -34,6 +34,8 @@ mod identity;
 mod object;
 #[path = "server/object_cli.rs"]
 mod object_cli;
+#[path = "server/object_s3.rs"]
+mod object_s3;
 #[path = "server/operation.rs"]
 mod operation;
 #[path = "server/process.rs"]
@@ -46,3 +48,5 @@ mod reader;
 mod resume;
 #[path = "server/stream.rs"]
 mod stream;
+#[path = "server/weed.rs"]
+mod weed;

@@ -5,19 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt as _;
-use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt as _, PutPayloadMut};
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _, TryFutureExt as _};
+use object_store::multipart::{MultipartStore, PartId};
+use object_store::path::Path;
+use object_store::{MultipartId, MultipartUpload, ObjectStoreExt as _, PutPayload, PutPayloadMut};
 use sha2::{Digest as _, Sha256};
 use tidegate_core::time::Clock;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
-use super::{Body, SUM_BYTES, path, sum_of_place};
+use super::{Body, ColdStore, PART_BYTES, SUM_BYTES, path, sum_of_place};
 use crate::error::{PutError, StoreError, blob_error};
 use crate::stored::{BLOCK_BYTES, BlobId, Piece};
 
-/// Bytes that are handed to the blob store at a time. Twice as many and what is being gathered are in memory for one write.
-pub(crate) const PART_BYTES: usize = 8 * 1_024 * 1_024;
 /// Smaller pieces are copied together, so that a body that comes in crumbs costs no more than its bytes.
 const COPY_BELOW_BYTES: usize = 64 * 1_024;
 /// Parts of one blob that are on their way at the same time.
@@ -79,19 +80,76 @@ impl Unfinished {
     }
 }
 
-/// Takes a blob's bytes. On an error, and if it is dropped, the blob never comes to be.
+/// An object's bytes on their way in, for one blob or several.
+pub(crate) struct Incoming<'a> {
+    ahead: Bytes,
+    rest: Body<'a>,
+    over: bool,
+    length: u64,
+    limit_bytes: u64,
+    sha: Option<Sha256>,
+    wanted: Option<[u8; 32]>,
+}
+
+impl<'a> Incoming<'a> {
+    /// What came so far, what follows, how many bytes there may be, and what their SHA-256 must be.
+    pub(crate) fn new(first: Bytes, rest: Body<'a>, limit_bytes: u64, wanted: Option<[u8; 32]>) -> Self {
+        let rest = futures::stream::iter([Ok(first)]).chain(rest).boxed();
+        let sha = wanted.map(|_| Sha256::new());
+        Self { ahead: Bytes::new(), rest, over: false, length: 0, limit_bytes, sha, wanted }
+    }
+
+    /// Whether bytes are left. When it says that there are none, their end has come.
+    pub(crate) async fn has_more(&mut self) -> Result<bool, PutError> {
+        while self.ahead.is_empty() && !self.over {
+            let Some(bytes) = self.rest.next().await.transpose().map_err(PutError::Body)? else {
+                self.over = true;
+                break;
+            };
+            if let Some(sha) = &mut self.sha {
+                sha.update(&bytes);
+            }
+            self.length += bytes.len() as u64;
+            if self.length > self.limit_bytes {
+                return Err(PutError::TooLarge { limit_bytes: self.limit_bytes });
+            }
+            self.ahead = bytes;
+        }
+        Ok(!self.ahead.is_empty())
+    }
+
+    /// The next bytes, at most so many; `None` = there are no more.
+    async fn next(&mut self, most: u64) -> Result<Option<Bytes>, PutError> {
+        let more = self.has_more().await?;
+        let now = usize::try_from(most).unwrap_or(usize::MAX).min(self.ahead.len());
+        Ok(more.then(|| self.ahead.split_to(now)))
+    }
+
+    /// Judges them when they have come to their end: how many they were.
+    pub(crate) fn end(self) -> Result<u64, PutError> {
+        let found = self.sha.map(|sha| sha.finalize().into());
+        if found == self.wanted { Ok(self.length) } else { Err(PutError::Checksum) }
+    }
+}
+
+/// Takes a blob's bytes, up to the most that one has. On an error, and if it is dropped, the blob never comes to be; an upload that has a name
+/// is for the caller to give up.
 pub(crate) async fn write(
-    store: &dyn ObjectStore,
+    cold: &ColdStore,
     budget: &Budget,
     blob: BlobId,
-    first: Bytes,
-    rest: Body<'_>,
-    limit_bytes: u64,
-    sha256: Option<[u8; 32]>,
+    upload: Option<&str>,
+    incoming: &mut Incoming<'_>,
 ) -> Result<Unfinished, PutError> {
-    let upload = store.put_multipart(&path(blob)).await.map_err(blob_error)?;
-    let mut parts = Parts { upload, gathered: PutPayloadMut::new(), room: None, on_their_way: JoinSet::new() };
-    match fill(&mut parts, budget, blob, first, rest, limit_bytes, sha256).await {
+    let upload = match (&cold.uploads, upload) {
+        (Some(uploads), Some(name)) => {
+            Upload::Named { store: Arc::clone(uploads), at: path(blob), name: name.into(), parts: Vec::new() }
+        }
+        _ => Upload::Plain(cold.store.put_multipart(&path(blob)).await.map_err(blob_error)?),
+    };
+    let mut parts =
+        Parts { upload, begun: 0, gathered: PutPayloadMut::new(), room: None, on_their_way: JoinSet::new() };
+    match fill(&mut parts, budget, blob, cold.blob_max_bytes(), incoming).await {
         Ok(piece) => Ok(Unfinished { parts, piece }),
         Err(error) => {
             if let Err(abort) = parts.abort().await {
@@ -106,51 +164,81 @@ async fn fill(
     parts: &mut Parts,
     budget: &Budget,
     blob: BlobId,
-    first: Bytes,
-    mut rest: Body<'_>,
-    limit_bytes: u64,
-    sha256: Option<[u8; 32]>,
+    max_bytes: u64,
+    incoming: &mut Incoming<'_>,
 ) -> Result<Piece, PutError> {
-    let mut sha = sha256.map(|_| Sha256::new());
-    let (mut length, mut blocks, mut in_block, mut sum) = (0_u64, 0_u64, 0_usize, sum_of_place(blob, 0));
-    let mut next = Some(first);
-    while let Some(mut bytes) = next {
-        if let Some(sha) = &mut sha {
-            sha.update(&bytes);
+    let (mut length, mut blocks, mut in_block, mut sum) = (0_u64, 0_u64, 0_u64, sum_of_place(blob, 0));
+    while length < max_bytes {
+        let most = (BLOCK_BYTES as u64 - in_block).min(max_bytes - length);
+        let Some(now) = incoming.next(most).await? else { break };
+        sum = crc32c::crc32c_append(sum, &now);
+        in_block += now.len() as u64;
+        length += now.len() as u64;
+        parts.put(budget, now).await?;
+        if in_block == BLOCK_BYTES as u64 {
+            parts.put(budget, Bytes::copy_from_slice(&sum.to_le_bytes())).await?;
+            blocks += 1;
+            (in_block, sum) = (0, sum_of_place(blob, blocks));
         }
-        length += bytes.len() as u64;
-        if length > limit_bytes {
-            return Err(PutError::TooLarge { limit_bytes });
-        }
-        while !bytes.is_empty() {
-            let now = bytes.split_to(bytes.len().min(BLOCK_BYTES - in_block));
-            sum = crc32c::crc32c_append(sum, &now);
-            in_block += now.len();
-            parts.put(budget, now).await?;
-            if in_block == BLOCK_BYTES {
-                parts.put(budget, Bytes::copy_from_slice(&sum.to_le_bytes())).await?;
-                blocks += 1;
-                (in_block, sum) = (0, sum_of_place(blob, blocks));
-            }
-        }
-        next = rest.next().await.transpose().map_err(PutError::Body)?;
     }
     if in_block > 0 {
         parts.put(budget, Bytes::copy_from_slice(&sum.to_le_bytes())).await?;
     }
-    if sha.map(|sha| sha.finalize().into()) != sha256 {
-        return Err(PutError::Checksum);
-    }
+    // The next blob of the object must not wait for room that this one holds.
+    parts.send();
     Ok(Piece { blob, length })
 }
 
+/// An upload in parts.
+enum Upload {
+    /// Known to this process alone.
+    Plain(Box<dyn MultipartUpload>),
+    /// Written down by the caller, who gives it up where it is not completed.
+    Named { store: Arc<dyn MultipartStore>, at: Path, name: MultipartId, parts: Vec<(usize, PartId)> },
+}
+
+impl Upload {
+    fn put(&mut self, number: usize, part: PutPayload) -> BoxFuture<'static, object_store::Result<Sent>> {
+        match self {
+            Self::Plain(upload) => upload.put_part(part).map_ok(|()| None).boxed(),
+            Self::Named { store, at, name, .. } => {
+                let (store, at, name) = (Arc::clone(store), at.clone(), name.clone());
+                async move { Ok(Some((number, store.put_part(&at, &name, number, part).await?))) }.boxed()
+            }
+        }
+    }
+
+    async fn complete(&mut self) -> object_store::Result<()> {
+        match self {
+            Self::Plain(upload) => upload.complete().await.map(drop),
+            Self::Named { store, at, name, parts } => {
+                parts.sort_unstable_by_key(|(number, _)| *number);
+                let parts = parts.drain(..).map(|(_, part)| part).collect();
+                store.complete_multipart(at, name, parts).await.map(drop)
+            }
+        }
+    }
+
+    async fn abort(&mut self) -> object_store::Result<()> {
+        match self {
+            Self::Plain(upload) => upload.abort().await,
+            Self::Named { .. } => Ok(()),
+        }
+    }
+}
+
+/// What a part is called that was sent, where it must be named in the end.
+type Sent = Option<(usize, PartId)>;
+
 /// A blob on its way, in parts of one size.
 struct Parts {
-    upload: Box<dyn MultipartUpload>,
+    upload: Upload,
+    /// Parts so far.
+    begun: usize,
     gathered: PutPayloadMut,
     /// For what is gathered; `None` = nothing is.
     room: Option<OwnedSemaphorePermit>,
-    on_their_way: JoinSet<object_store::Result<()>>,
+    on_their_way: JoinSet<object_store::Result<Sent>>,
 }
 
 impl Parts {
@@ -176,7 +264,8 @@ impl Parts {
     /// Hands over what is gathered.
     fn send(&mut self) {
         let Some(room) = self.room.take() else { return };
-        let part = self.upload.put_part(std::mem::take(&mut self.gathered).into());
+        let part = self.upload.put(self.begun, std::mem::take(&mut self.gathered).into());
+        self.begun += 1;
         self.on_their_way.spawn(async move {
             let sent = part.await;
             drop(room);
@@ -189,7 +278,10 @@ impl Parts {
         while self.on_their_way.len() > at_most
             && let Some(sent) = self.on_their_way.join_next().await
         {
-            sent.map_err(object_store::Error::from)??;
+            let sent = sent.map_err(object_store::Error::from)??;
+            if let (Upload::Named { parts, .. }, Some(sent)) = (&mut self.upload, sent) {
+                parts.push(sent);
+            }
         }
         Ok(())
     }
@@ -198,7 +290,7 @@ impl Parts {
         self.send();
         let sent = self.landed(0).await;
         let whole = match sent {
-            Ok(()) => self.upload.complete().await.map(drop),
+            Ok(()) => self.upload.complete().await,
             Err(error) => Err(error),
         };
         if whole.is_err()

@@ -230,7 +230,7 @@ impl ObjectService {
         let mut wanted = wanted.into_iter();
         let Some((piece, part)) = wanted.next() else { return Ok(Some(Source::AtHand(Bytes::new()))) };
         // Opened now, so that one that is gone is found before anything is answered.
-        let first = match blob::open(core.cold.as_ref(), piece, part).await {
+        let first = match blob::open(core.cold.store().as_ref(), piece, part).await {
             Ok(first) => first,
             Err(OpenError::Missing) => return Ok(None),
             Err(OpenError::Store(error)) => return Err(error.into()),
@@ -240,7 +240,7 @@ impl ObjectService {
             let (core, whose) = (Arc::clone(&core), Arc::clone(&whose));
             async move {
                 let blob = piece.blob;
-                match blob::open(core.cold.as_ref(), piece, part).await {
+                match blob::open(core.cold.store().as_ref(), piece, part).await {
                     Ok(bytes) => Ok(bytes),
                     Err(OpenError::Store(error)) => Err(error.into()),
                     Err(OpenError::Missing) => {

@@ -9,7 +9,7 @@ use uuid::Builder;
 
 use super::commit::Committed;
 use super::{Core, ObjectService, head_key};
-use crate::blob::{self, Body, Gathered, Unfinished};
+use crate::blob::{self, Body, Gathered, Incoming, Unfinished};
 use crate::error::{PutError, StoreError};
 use crate::key;
 use crate::object::{Collection, METADATA_MAX_BYTES, Metadata, ObjectInfo, ObjectKey, Version};
@@ -65,27 +65,41 @@ impl ObjectService {
             Gathered::More(first, rest) => {
                 // A condition that does not hold already need not cost a blob; it is judged again at the end.
                 self.check_now(collection, key, &put.condition).await?;
-                let writing = Writing::begin(core).await?;
-                let unfinished =
-                    blob::write(core.cold.as_ref(), &core.budget, writing.blob, first, rest, limit_bytes, put.sha256)
-                        .await?;
+                let mut incoming = Incoming::new(first, rest, limit_bytes, put.sha256);
+                let mut blobs = Vec::new();
+                while incoming.has_more().await? {
+                    let writing = Writing::begin(core).await?;
+                    let unfinished = writing.fill(&mut incoming).await?;
+                    blobs.push((writing, unfinished));
+                }
+                let length = incoming.end()?;
                 let (objects, head_key, key) = (self.clone(), head_key(collection, key), key.clone());
                 // From here on it goes to its end, also if nobody waits for it: a blob that is being published cannot be called back.
                 let ended = tokio::spawn(async move {
-                    let piece = writing.publish(unfinished).await?;
-                    let length = piece.length;
-                    let new = objects.new_head(put.metadata, Place::Cold(vec![piece]), length)?;
-                    let along = [writing.consume()];
+                    let (mut writings, mut pieces) = (Vec::new(), Vec::new());
+                    let mut blobs = blobs.into_iter();
+                    for (writing, unfinished) in blobs.by_ref() {
+                        pieces.push(writing.publish(unfinished).await?);
+                        writings.push(writing);
+                    }
+                    let new = objects.new_head(put.metadata, Place::Cold(pieces), length)?;
+                    let along: Vec<_> = writings.iter().map(Writing::consume).collect();
                     match objects.core.commit(&head_key, Some(&new), &put.condition, &along).await {
                         Ok(Committed::Made(before)) => {
-                            writing.done();
+                            writings.into_iter().for_each(Writing::done);
                             Ok(Written { created: before.is_none(), info: new.head.info(key) })
                         }
-                        Ok(Committed::Fenced | Committed::Nothing) => Err(writing.fenced().await),
+                        Ok(Committed::Fenced | Committed::Nothing) => {
+                            let mut error = StoreError::Contended.into();
+                            for writing in writings {
+                                error = writing.fenced().await;
+                            }
+                            Err(error)
+                        }
                         Err(error) => {
                             if matches!(&error, PutError::Store(StoreError::Indeterminate(_))) {
                                 // The blob may be referred to by now: only who finds its intent may delete it.
-                                writing.leave();
+                                writings.into_iter().for_each(Writing::leave);
                             }
                             Err(error)
                         }
@@ -160,7 +174,9 @@ pub(super) fn check_metadata(metadata: &Metadata) -> Result<(), PutError> {
 /// A blob that is being written: its intent is durable. Dropped, it is given up and cleared away.
 pub(super) struct Writing {
     core: Arc<Core>,
-    pub(super) blob: BlobId,
+    blob: BlobId,
+    /// The name of its upload in parts, where that has one.
+    upload: Option<Box<str>>,
     intent: Revision,
     deadline_ms: i64,
     over: bool,
@@ -176,10 +192,38 @@ impl Writing {
         match core.meta.compare_and_swap(vec![put], core.durability).await.map_err(StoreError::from)? {
             SwapOutcome::Swapped(revisions) => {
                 let intent = revisions.first().copied().unwrap_or(Revision(0));
-                Ok(Self { core: Arc::clone(core), blob, intent, deadline_ms, over: false })
+                let writing = Self { core: Arc::clone(core), blob, upload: None, intent, deadline_ms, over: false };
+                if !core.cold.names_uploads() {
+                    return Ok(writing);
+                }
+                // To its end, also if nobody waits for it: an upload that was begun must have its name written down.
+                let named = tokio::spawn(writing.begin_upload());
+                named.await.map_err(|error| StoreError::Indeterminate(Box::new(error)))?
             }
             SwapOutcome::Mismatch { .. } => Err(StoreError::Contended.into()),
         }
+    }
+
+    /// Begins the upload in parts and writes its name down, before it has a part.
+    async fn begin_upload(mut self) -> Result<Self, PutError> {
+        self.upload = self.core.cold.begin(self.blob).await?;
+        let Some(upload) = self.upload.clone() else { return Ok(self) };
+        let uploading = Intent::Uploading { by: self.core.life, deadline_ms: self.deadline_ms, upload };
+        let swap = CompareAndSwap { swap: Swap::Put(uploading.seal()), ..self.consume() };
+        match self.core.meta.compare_and_swap(vec![swap], self.core.durability).await.map_err(StoreError::from)? {
+            SwapOutcome::Swapped(revisions) => {
+                self.intent = revisions.first().copied().unwrap_or(self.intent);
+                Ok(self)
+            }
+            // Who took the intent away does not know the name.
+            SwapOutcome::Mismatch { .. } => Err(self.fenced().await),
+        }
+    }
+
+    /// Takes the bytes of the blob, as many as one blob has.
+    pub(super) async fn fill(&self, incoming: &mut Incoming<'_>) -> Result<Unfinished, PutError> {
+        let Core { cold, budget, .. } = self.core.as_ref();
+        blob::write(cold, budget, self.blob, self.upload.as_deref(), incoming).await
     }
 
     /// Lets the blob come to be, unless its time is over: the sweep may take the intent some time after that.
@@ -194,14 +238,13 @@ impl Writing {
         PutError::TookTooLong { limit: self.core.spec.write_max }
     }
 
-    /// Others took the intent away: nothing refers to the blob, nothing ever will, and nobody else knows of it.
+    /// Others took the intent away, or that of another blob of the object: nothing refers to the blob, and nothing ever will. Where the intent
+    /// is there still it goes the way of all that is given up.
     pub(super) async fn fenced(self) -> PutError {
-        if let Err(error) = blob::delete(self.core.cold.as_ref(), self.blob).await {
+        if let Err(error) = self.core.cold.delete(self.blob, self.upload.as_deref()).await {
             tracing::error!(%error, blob = ?self.blob, "a blob that nobody refers to was not deleted");
         }
-        let error = self.took_too_long();
-        self.done();
-        error
+        self.took_too_long()
     }
 
     /// Takes the intent away, in the step that lets something refer to the blob.
@@ -226,10 +269,10 @@ impl Drop for Writing {
         if self.over {
             return;
         }
-        let (core, blob, consume) = (Arc::clone(&self.core), self.blob, self.consume());
+        let (core, blob, upload, consume) = (Arc::clone(&self.core), self.blob, self.upload.take(), self.consume());
         runtime.spawn(async move {
             // The intent becomes garbage first: from then on nothing can begin to refer to the blob.
-            if let Err(error) = core.give_up(blob, consume).await {
+            if let Err(error) = core.give_up(blob, upload, consume).await {
                 tracing::debug!(%error, "a blob that was given up is left to the sweep");
             }
         });
@@ -237,15 +280,15 @@ impl Drop for Writing {
 }
 
 impl Core {
-    async fn give_up(&self, blob: BlobId, consume: CompareAndSwap) -> Result<(), StoreError> {
-        let garbage = Swap::Put(Intent::Garbage { from_ms: self.now().unix_ms() }.seal());
+    async fn give_up(&self, blob: BlobId, upload: Option<Box<str>>, consume: CompareAndSwap) -> Result<(), StoreError> {
+        let garbage = Swap::Put(Intent::garbage(self.now().unix_ms(), upload.clone()).seal());
         let swap = CompareAndSwap { swap: garbage, ..consume };
         let key = swap.key.clone();
         let revision = match self.meta.compare_and_swap(vec![swap], self.durability).await? {
             SwapOutcome::Swapped(revisions) => revisions.first().copied(),
             SwapOutcome::Mismatch { .. } => return Ok(()),
         };
-        blob::delete(self.cold.as_ref(), blob).await?;
+        self.cold.delete(blob, upload.as_deref()).await?;
         let forget = CompareAndSwap { key, expected: revision, swap: Swap::Delete };
         self.meta.compare_and_swap(vec![forget], self.durability).await?;
         Ok(())

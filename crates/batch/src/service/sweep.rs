@@ -1,10 +1,10 @@
 //! Finishing what was left half done, and removing what has expired. Every step may happen twice, or beside another server's.
 
 use bytes::Bytes;
+use futures::{StreamExt as _, stream};
 use tidegate_core::port::{CompareAndSwap, MetaEntry, MetaRange, Swap, SwapOutcome};
 
 use super::{Core, ObjectService};
-use crate::blob;
 use crate::error::StoreError;
 use crate::key;
 use crate::stored::{Completed, Head, Intent, Upload, UploadId};
@@ -12,6 +12,8 @@ use crate::tier::{Current, replace};
 
 /// Entries that are looked at together.
 const PAGE: usize = 256;
+/// Blobs that are deleted side by side: a bucket takes its time for each.
+const BLOBS_AT_ONCE: usize = 16;
 /// Pages of a kind that one sweep looks at.
 const PAGES: usize = 16;
 /// How long after its deadline a write is given up: its writer publishes nothing after the deadline, and has this long to end.
@@ -43,12 +45,13 @@ pub struct Swept {
 
 impl ObjectService {
     /// Gives up every write that another life of the server began, and deletes what is due. Only where no other server uses the same
-    /// stores. Its cost follows what was left half done, not how many objects there are.
+    /// stores. Its cost follows what was left half done, not how many objects there are. Where the blob store does not answer, what is left
+    /// in it is left to [`sweep`](Self::sweep), and it costs one wait.
     pub async fn recover(&self) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
-        let mut from = None;
+        let (mut from, mut away) = (None, false);
         loop {
-            from = self.core.sweep_intents(from, true, &mut swept).await?;
+            from = self.core.sweep_intents(from, true, &mut away, &mut swept).await?;
             if from.is_none() {
                 return Ok(swept);
             }
@@ -59,9 +62,10 @@ impl ObjectService {
     /// cleared away is counted and left for the next round; it holds up nothing else. Meant to be called every second or so.
     pub async fn sweep(&self, place: &mut SweepPlace) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
+        let mut away = false;
         for _ in 0..PAGES {
-            place.intents = self.core.sweep_intents(place.intents.take(), false, &mut swept).await?;
-            if place.intents.is_none() {
+            place.intents = self.core.sweep_intents(place.intents.take(), false, &mut away, &mut swept).await?;
+            if place.intents.is_none() || away {
                 break;
             }
         }
@@ -141,47 +145,86 @@ impl Core {
         Ok(next)
     }
 
+    /// Some at a time. Where none of those could be cleared away the blob store is `away`: whoever is `alone` then only takes what is left
+    /// from its writers, for the sweeps; others stop there.
     async fn sweep_intents(
         &self,
         from: Option<Bytes>,
         alone: bool,
+        away: &mut bool,
         swept: &mut Swept,
     ) -> Result<Option<Bytes>, StoreError> {
-        let (entries, next) = self.page(key::intents(), from).await?;
-        for entry in entries {
-            if let Err(error) = self.sweep_intent(entry, alone, swept).await {
-                swept.note("a blob", &error);
+        let (mut entries, next) = self.page(key::intents(), from).await?;
+        while !entries.is_empty() {
+            let rest = entries.split_off(entries.len().min(BLOBS_AT_ONCE));
+            let skip = *away;
+            let done: Vec<(Swept, Result<(), StoreError>)> = stream::iter(entries)
+                .map(|entry| async move {
+                    let mut one = Swept::default();
+                    let done = self.sweep_intent(entry, alone, skip, &mut one).await;
+                    (one, done)
+                })
+                .buffer_unordered(BLOBS_AT_ONCE)
+                .collect()
+                .await;
+            let before = (swept.blobs, swept.failed);
+            for (one, done) in done {
+                swept.blobs += one.blobs;
+                swept.given_up += one.given_up;
+                if let Err(error) = done {
+                    swept.note("a blob", &error);
+                }
+            }
+            *away |= swept.blobs == before.0 && swept.failed > before.1;
+            entries = rest;
+            if *away
+                && !alone
+                && let Some(first) = entries.first()
+            {
+                return Ok(Some(first.key.clone()));
             }
         }
         Ok(next)
     }
 
-    async fn sweep_intent(&self, entry: MetaEntry, alone: bool, swept: &mut Swept) -> Result<(), StoreError> {
+    async fn sweep_intent(
+        &self,
+        entry: MetaEntry,
+        alone: bool,
+        skip: bool,
+        swept: &mut Swept,
+    ) -> Result<(), StoreError> {
         let (Some(value), Some(blob)) = (&entry.value, key::blob_of(&entry.key)) else { return Ok(()) };
         let now_ms = self.now().unix_ms();
+        let (due, upload, writer) = match Intent::open(value)? {
+            Intent::Garbage { from_ms } => (from_ms, None, None),
+            Intent::Abandoned { from_ms, upload } => (from_ms, Some(upload), None),
+            Intent::Writing { by, deadline_ms } => (deadline_ms.saturating_add(DEADLINE_MARGIN_MS), None, Some(by)),
+            Intent::Uploading { by, deadline_ms, upload } => {
+                (deadline_ms.saturating_add(DEADLINE_MARGIN_MS), Some(upload), Some(by))
+            }
+        };
+        let foreign = alone && writer.is_some_and(|by| by != self.life);
+        if now_ms < due && !foreign {
+            return Ok(());
+        }
         let mut revision = entry.revision;
-        match Intent::open(value)? {
-            Intent::Garbage { from_ms } if now_ms < from_ms => return Ok(()),
-            Intent::Garbage { .. } => {}
-            Intent::Writing { by, deadline_ms } => {
-                let over = now_ms >= deadline_ms.saturating_add(DEADLINE_MARGIN_MS);
-                let foreign = alone && by != self.life;
-                if !over && !foreign {
-                    return Ok(());
+        if writer.is_some() {
+            // First it is taken from its writer, whose last step fails from then on; then the blob can go.
+            let garbage = Swap::Put(Intent::garbage(now_ms, upload.clone()).seal());
+            let swap = CompareAndSwap { key: entry.key.clone(), expected: Some(revision), swap: garbage };
+            match self.meta.compare_and_swap(vec![swap], self.durability).await? {
+                SwapOutcome::Swapped(revisions) => {
+                    revision = revisions.first().copied().unwrap_or(revision);
+                    swept.given_up += 1;
                 }
-                // First it is taken from its writer, whose last step fails from then on; then the blob can go.
-                let garbage = Swap::Put(Intent::Garbage { from_ms: now_ms }.seal());
-                let swap = CompareAndSwap { key: entry.key.clone(), expected: Some(revision), swap: garbage };
-                match self.meta.compare_and_swap(vec![swap], self.durability).await? {
-                    SwapOutcome::Swapped(revisions) => {
-                        revision = revisions.first().copied().unwrap_or(revision);
-                        swept.given_up += 1;
-                    }
-                    SwapOutcome::Mismatch { .. } => return Ok(()),
-                }
+                SwapOutcome::Mismatch { .. } => return Ok(()),
             }
         }
-        blob::delete(self.cold.as_ref(), blob).await?;
+        if skip {
+            return Ok(());
+        }
+        self.cold.delete(blob, upload.as_deref()).await?;
         let forget = CompareAndSwap { key: entry.key, expected: Some(revision), swap: Swap::Delete };
         if matches!(self.meta.compare_and_swap(vec![forget], self.durability).await?, SwapOutcome::Swapped(_)) {
             swept.blobs += 1;

@@ -13,7 +13,7 @@ use tidegate_core::port::{CompareAndSwap, MetaEntry, MetaRange, Revision, Swap, 
 use super::commit::Committed;
 use super::put::{Writing, check_metadata};
 use super::{Core, ObjectService, Written, head_key};
-use crate::blob::{self, Body};
+use crate::blob::{Body, Incoming};
 use crate::error::{PutError, StoreError, UploadError};
 use crate::key;
 use crate::object::{Collection, Metadata, ObjectKey, Version};
@@ -125,9 +125,13 @@ impl ObjectService {
         let core = &self.core;
         core.upload(collection, key, token).await?;
         let writing = Writing::begin(core).await?;
-        let limit_bytes = core.spec.object_max_bytes;
-        let cold = core.cold.as_ref();
-        let unfinished = blob::write(cold, &core.budget, writing.blob, Bytes::new(), body, limit_bytes, sha256).await?;
+        // A part is one blob.
+        let limit_bytes = core.spec.object_max_bytes.min(core.cold.blob_max_bytes());
+        let mut incoming = Incoming::new(Bytes::new(), body, limit_bytes, sha256);
+        let unfinished = writing.fill(&mut incoming).await?;
+        // One byte more than a blob takes is too much, and found by looking for it.
+        incoming.has_more().await?;
+        incoming.end()?;
         let core = Arc::clone(core);
         let (collection, key) = (collection.clone(), key.clone());
         // As with a whole object: a blob that is being published cannot be called back.

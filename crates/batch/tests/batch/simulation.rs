@@ -287,7 +287,7 @@ impl World {
         spec.grace = Duration::from_secs(self.seed % 2 * 60);
         ObjectService::new(ObjectParts {
             meta: Arc::new(GatedMeta { store: Arc::clone(&self.meta) as Arc<dyn MetaStore>, gate: Arc::clone(gate) }),
-            cold: Arc::new(GatedBlobs { store: Arc::clone(&self.blobs), gate: Arc::clone(gate) }),
+            cold: Arc::new(GatedBlobs { store: Arc::clone(&self.blobs), gate: Arc::clone(gate) }).into(),
             clock: Arc::new(self.clock.clone()),
             entropy: Arc::new(SeededEntropy::new(self.seed ^ (life << 32) ^ 7)),
             durability: Durability::Fsync,

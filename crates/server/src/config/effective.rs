@@ -7,7 +7,7 @@ use tidegate_core::limit::Settings;
 use tidegate_transport_http::auth::KeyMaterial;
 use tidegate_transport_http::object_limit::{KILL, RATE, shown_kill, shown_rate};
 
-use super::{Config, JournalMode, Source};
+use super::{Cold, Config, JournalMode, S3, Source};
 
 const REDACTED: &str = "***";
 
@@ -33,7 +33,10 @@ impl Config {
         put("data_dir".into(), self.data_dir.display().to_string().into());
         put("durability".into(), self.durability.as_str().into());
         put("audit.path".into(), self.audit_path.display().to_string().into());
-        put("objects.cold".into(), self.objects.cold.display().to_string().into());
+        match &self.objects.cold {
+            Cold::Directory(path) => put("objects.cold".into(), path.display().to_string().into()),
+            Cold::S3(s3) => s3_entries(s3, &mut put),
+        }
         put("objects.hot_max_bytes".into(), self.objects.hot_max_bytes.into());
         put("listen.http".into(), self.listen.http.to_string().into());
         if let Some(tls) = &self.listen.tls {
@@ -104,6 +107,39 @@ impl Config {
         }
         entries
     }
+}
+
+fn s3_entries(s3: &S3, put: &mut impl FnMut(String, Value)) {
+    let slash = if s3.prefix.is_empty() { "" } else { "/" };
+    put("objects.cold".into(), format!("s3://{}{slash}{}", s3.bucket, s3.prefix).into());
+    let mut put = |leaf: &str, value: Value| put(format!("objects.s3.{leaf}"), value);
+    for (leaf, value) in [("endpoint", &s3.endpoint), ("region", &s3.region)] {
+        if let Some(value) = value {
+            put(leaf, value.as_str().into());
+        }
+    }
+    if let Some(addressing) = s3.addressing {
+        put("addressing", addressing.as_str().into());
+    }
+    if let Some(credentials) = &s3.credentials {
+        put("access_key_id", credentials.access_key_id.as_str().into());
+        put("secret_access_key", REDACTED.into());
+        if credentials.session_token.is_some() {
+            put("session_token", REDACTED.into());
+        }
+    }
+    if let Some(ca) = &s3.ca {
+        put("ca", ca.display().to_string().into());
+    }
+    for (leaf, time) in [
+        ("connect_timeout_ms", s3.connect_timeout),
+        ("read_timeout_ms", s3.read_timeout),
+        ("retry_timeout_ms", s3.retry_timeout),
+        ("start_timeout_ms", s3.start_timeout),
+    ] {
+        put(leaf, u64::try_from(time.as_millis()).unwrap_or(u64::MAX).into());
+    }
+    put("retry_max", s3.retry_max.into());
 }
 
 /// A database's URL with its password replaced. It prefers to hide too much: everything between the first colon of the

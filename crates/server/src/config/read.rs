@@ -136,6 +136,21 @@ impl<'a> Node<'a> {
         Some(text)
     }
 
+    /// True or false.
+    pub(super) fn boolean(&self) -> Option<bool> {
+        match self.value {
+            Value::Bool(_, flag) => Some(*flag),
+            Value::String(tag, text) if self.context.is_untyped(*tag) => match text.parse() {
+                Ok(flag) => Some(flag),
+                Err(_) => {
+                    self.refuse(format!("must be true or false, not {text:?}"));
+                    None
+                }
+            },
+            _ => self.refuse_type("true or false"),
+        }
+    }
+
     /// An integer from 0.
     pub(super) fn integer(&self) -> Option<u64> {
         let wanted = "an integer from 0";

@@ -328,20 +328,17 @@ fn what_this_version_cannot_do_is_said_and_not_ignored() {
         load_text("[sources.a]\nkind = \"postgres\"\nurl = \"postgres://h/d\"\npublication = \"p\"\nslot = \"s\"\n")
             .unwrap();
     assert_eq!(loaded.warnings.len(), 2, "{:?}", loaded.warnings);
-    let error = load_text("[objects]\ncold = \"s3://bucket/prefix\"\n").unwrap_err();
-    assert_eq!(places(&error), ["2:8 objects.cold"]);
-    assert!(error.to_string().contains("not in this version"), "{error}");
     assert!(load_text("[listen]\npg = \"127.0.0.1:7072\"\n").unwrap_err().to_string().contains("not in this version"));
 }
 
 #[test]
 fn objects_lie_in_the_data_directory_unless_told_otherwise() {
     let config = load_text("data_dir = \"/srv/tidegate\"\n").unwrap().config;
-    let default = Objects { cold: "/srv/tidegate/objects".into(), hot_max_bytes: 1024 * 1024 };
+    let default = Objects { cold: Cold::Directory("/srv/tidegate/objects".into()), hot_max_bytes: 1024 * 1024 };
     assert_eq!(config.objects, default);
     let text = "[objects]\ncold = \"file:///var/lib/my%20objects\"\nhot_max_bytes = 0\n";
     let config = load_text(text).unwrap().config;
-    assert_eq!(config.objects, Objects { cold: "/var/lib/my objects".into(), hot_max_bytes: 0 });
+    assert_eq!(config.objects, Objects { cold: Cold::Directory("/var/lib/my objects".into()), hot_max_bytes: 0 });
     let shown = config.effective(&config.settings);
     assert_eq!((&shown["objects.cold"], &shown["objects.hot_max_bytes"]), (&"/var/lib/my objects".into(), &0.into()));
     for bad in [

@@ -50,7 +50,12 @@ async fn serve(config: Config) -> Exit {
         tracing::error!("the system does not let this process handle signals");
         return Exit::Failed;
     };
-    let started = install_metrics().and_then(|metrics| Server::start(config, metrics));
+    let starting = async { Server::start(config, install_metrics()?).await };
+    let started = tokio::select! {
+        started = starting => started,
+        // What is asked at the start may be away: who stops the server meanwhile need not wait.
+        () = signals.next() => return Exit::Ok,
+    };
     let server = match started {
         Ok(server) => server,
         Err(error) => {

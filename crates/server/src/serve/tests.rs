@@ -14,7 +14,8 @@ fn config(sources: BTreeMap<Name, Source>) -> Config {
         listen: Listen { http: ([127, 0, 0, 1], 0).into(), tls: None },
         sources,
         auth: None,
-        objects: Objects { cold: PathBuf::new(), hot_max_bytes: 0 },
+        objects: Objects { cold: Cold::Directory(PathBuf::new()), hot_max_bytes: 0 },
+        object_rules: tidegate_batch::policy::Rules::default(),
         audit_path: PathBuf::new(),
         settings: Settings::default(),
     }

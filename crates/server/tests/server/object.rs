@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 use crate::http::ask;
 use crate::process::{PATIENCE, Server, signal, until, wait};
 
-const MIB: usize = 1024 * 1024;
+pub(crate) const MIB: usize = 1024 * 1024;
 
 /// A piece of an object that is told from the pieces before and after it.
-fn piece(number: usize) -> Vec<u8> {
+pub(crate) fn piece(number: usize) -> Vec<u8> {
     let seed = number * 7 + 1;
     (0..MIB).map(|at| u8::try_from((at * seed + at / 251) % 256).unwrap()).collect()
 }
 
 /// Sends the head of a `PUT` of so many pieces.
-fn begin(server: &Server, key: &str, pieces: usize) -> TcpStream {
+pub(crate) fn begin(server: &Server, key: &str, pieces: usize) -> TcpStream {
     let mut socket = TcpStream::connect(server.address).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let head = format!(
@@ -27,7 +27,7 @@ fn begin(server: &Server, key: &str, pieces: usize) -> TcpStream {
     socket
 }
 
-fn put(server: &Server, key: &str, pieces: usize) {
+pub(crate) fn put(server: &Server, key: &str, pieces: usize) {
     let mut socket = begin(server, key, pieces);
     (0..pieces).for_each(|number| socket.write_all(&piece(number)).unwrap());
     let mut answer = String::new();
@@ -36,7 +36,7 @@ fn put(server: &Server, key: &str, pieces: usize) {
 }
 
 /// Reads an object piece by piece, each compared, none kept.
-fn is_whole(server: &Server, key: &str, pieces: usize) {
+pub(crate) fn is_whole(server: &Server, key: &str, pieces: usize) {
     let mut socket = TcpStream::connect(server.address).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let head = format!("GET /v1/objects/files/_/{key} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n");

@@ -112,11 +112,11 @@ impl Setup {
             durability: Durability::Fsync,
         });
         let cold = tempfile::tempdir().unwrap();
-        let blobs = FaultyBlobs::new(blob::local(cold.path()).unwrap());
+        let blobs = FaultyBlobs::new(Arc::new(Arc::clone(blob::local(cold.path()).unwrap().store())));
         let faults = blobs.plan().clone();
         let objects = ObjectService::new(ObjectParts {
             meta: Arc::clone(&store) as Arc<dyn MetaStore>,
-            cold: blobs,
+            cold: blobs.into(),
             clock: Arc::clone(&self.clock),
             entropy: Arc::new(OsEntropy),
             durability: Durability::Fsync,
