@@ -16,6 +16,7 @@ use tidegate_testkit::{block_on, within};
 use tokio::sync::Semaphore;
 
 pub(crate) mod adaptive;
+pub(crate) mod leak;
 pub(crate) mod metrics;
 pub(crate) mod nesting;
 
