@@ -19,6 +19,9 @@ pub(super) enum CommandError {
     Setup(#[from] SetupError),
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// What was sent without an answer can be sent once only.
+    #[error("{0}; it was sent once, for it is a pipe or has no key: see what is there before it is sent again")]
+    Once(#[source] ClientError),
     #[error("the output cannot be written")]
     Output(#[from] io::Error),
     #[error("{} cannot be read", path.display())]
@@ -57,7 +60,7 @@ impl CommandError {
     fn exit(&self) -> Exit {
         match self {
             Self::Setup(_) | Self::Usage(_) | Self::Argument(_) => Exit::Usage,
-            Self::Client(error) => error.exit(),
+            Self::Client(error) | Self::Once(error) => error.exit(),
             Self::Batch { problem, .. } => ClientError::Refused(problem.clone()).exit(),
             Self::NoPartition { .. } => Exit::NotFound,
             Self::Interrupted => Exit::Interrupted,
@@ -73,6 +76,14 @@ impl CommandError {
         }
     }
 
+    /// For what is not sent again by itself. A refusal says all there is to say.
+    pub(super) fn once(error: ClientError) -> Self {
+        match error {
+            error @ (ClientError::Refused(_) | ClientError::Source(_)) => Self::Client(error),
+            error => Self::Once(error),
+        }
+    }
+
     /// The HTTP status of the server's refusal, where it is one.
     pub(super) fn status(&self) -> Option<u16> {
         match self {
@@ -83,7 +94,7 @@ impl CommandError {
 
     pub(super) fn code(&self) -> Option<&str> {
         match self {
-            Self::Client(error) => error.code(),
+            Self::Client(error) | Self::Once(error) => error.code(),
             Self::Batch { problem, .. } => Some(&problem.code),
             Self::Line { .. } => Some("malformed_line"),
             Self::Precondition(_) => Some("precondition_failed"),

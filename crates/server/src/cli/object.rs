@@ -3,9 +3,9 @@
 use clap::{Args, Subcommand};
 
 use super::command::{CommandError, client, run as run_command, say};
-use super::{ClientArgs, Exit};
-use crate::client::object::{CollectionName, ObjectInfo, check_key};
-use crate::client::{Client, printable};
+use super::{ClientArgs, Exit, report};
+use crate::client::object::{BATCH_MAX_COUNT, CollectionName, ObjectInfo, check_key};
+use crate::client::{Client, ClientError, printable};
 
 mod batch;
 mod folder;
@@ -24,10 +24,14 @@ pub use put::PutArgs;
 #[non_exhaustive]
 pub enum ObjectCommand {
     /// Write an object from a file or from stdin.
+    ///
+    /// A file that has a key goes on after an interruption: the same command sends what is missing. What comes from stdin or a pipe is sent in
+    /// one request and once: when that breaks off, nothing is stored and it must be given again. Without a key nothing is sent again either
+    /// while it is unknown whether it arrived.
     Put(PutArgs),
     /// Read an object. Goes on by itself where the connection dropped.
     Get(GetArgs),
-    /// Remove objects. One that is not there is no failure.
+    /// Remove objects, many in one request. One that is not there is no failure.
     Rm(RemoveArgs),
     /// List a collection.
     Ls(ListArgs),
@@ -75,22 +79,48 @@ pub(super) fn run(args: &ClientArgs, command: &ObjectCommand) -> Exit {
         match command {
             ObjectCommand::Put(put) => put::run(args, put).await,
             ObjectCommand::Get(get) => get::run(args, get).await,
-            ObjectCommand::Rm(remove) => {
-                let client = client(args, remove.retries)?;
-                for key in &remove.keys {
-                    client.remove_object(&remove.collection, key).await?;
-                    if args.json {
-                        say(&serde_json::json!({ "removed": key }).to_string())?;
-                    } else {
-                        say(&format!("removed {}", printable(key)))?;
-                    }
-                }
-                Ok(())
-            }
+            ObjectCommand::Rm(remove) => self::remove(&client(args, remove.retries)?, remove, args.json).await,
             ObjectCommand::Ls(list) => self::list(&client(args, list.retries)?, list, args.json).await,
             ObjectCommand::Batch { command } => batch::run(args, command).await,
         }
     })
+}
+
+/// One by its own request, many in batches. What fails holds up nothing and is told by name.
+async fn remove(client: &Client, args: &RemoveArgs, json: bool) -> Result<(), CommandError> {
+    let removed = |key: &str| {
+        if json {
+            say(&serde_json::json!({ "removed": key }).to_string())
+        } else {
+            say(&format!("removed {}", printable(key)))
+        }
+    };
+    if let [key] = args.keys.as_slice() {
+        client.remove_object(&args.collection, key).await?;
+        return removed(key);
+    }
+    let mut failed = 0;
+    for keys in args.keys.chunks(BATCH_MAX_COUNT) {
+        for (key, outcome) in keys.iter().zip(client.remove_batch(&args.collection, keys).await?) {
+            match outcome {
+                Ok(()) => removed(key)?,
+                Err(problem) => {
+                    failed += 1;
+                    let error = ClientError::Refused(problem);
+                    let (code, message) = (error.code(), report::words(&error));
+                    if json {
+                        say(&serde_json::json!({ "failed": key, "code": code, "message": message }).to_string())?;
+                    } else {
+                        eprintln!("failed: {}: {}", printable(key), message.replace('\n', " "));
+                    }
+                }
+            }
+        }
+    }
+    match failed {
+        0 => Ok(()),
+        failed => Err(CommandError::Items { failed, items: args.keys.len() as u64 }),
+    }
 }
 
 /// Prints page by page: a listing of any length takes the memory of one page.

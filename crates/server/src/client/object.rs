@@ -17,7 +17,7 @@ mod body;
 mod read;
 mod upload;
 
-pub use batch::{BATCH_MAX_COUNT, Insert};
+pub use batch::{BATCH_MAX_COUNT, Fetched, Insert, Outcomes};
 pub use body::{Meter, Piece, sha256};
 pub use read::ObjectReader;
 pub use upload::{PartInfo, UploadRef};

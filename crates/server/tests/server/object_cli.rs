@@ -340,3 +340,64 @@ fn keys_are_fetched_while_their_list_is_still_being_written() {
     drop(list);
     assert_eq!(wait(&mut child).code(), Some(0));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_and_large_objects_come_down_together_over_a_network_that_cuts() {
+    let server = server();
+    for number in 0..1_200_u32 {
+        fs::create_dir_all(server.path(&format!("up/{}", number % 5))).unwrap();
+        fs::write(server.path(&format!("up/{}/{number}", number % 5)), number.to_le_bytes().repeat(700)).unwrap();
+    }
+    patterned(&server.path("up/large"), 6_000_000);
+    patterned(&server.path("up/edge"), 1_048_576);
+    fs::write(server.path("up/empty"), "").unwrap();
+    ok(&tokio::task::block_in_place(|| server.client(&["object", "batch", "up", "c/_", "up"])));
+    let proxy = FaultProxy::start(server.address).await.unwrap();
+    proxy.cut_after(Some(5_000_000));
+    let url = format!("http://{}", proxy.address());
+    let folder = server.path(".");
+    let down = ["object", "batch", "down", "c/_", "--prefix", "", "--to", "down", "--url", &url];
+    let told = ok(&tokio::task::block_in_place(|| run_in(&folder, &down)));
+    assert_eq!(told, "1203 down, 0 there already, 0 failed\n");
+    assert!(files(&server.path("up")) == files(&server.path("down")), "byte for byte");
+    assert!(proxy.connections() > 1, "it was cut: {} connections", proxy.connections());
+    // A key that stands there twice is fetched once: two would write one file.
+    fs::write(server.path("list"), "large\nlarge\nempty\nempty\nlarge\n").unwrap();
+    let listed = ["object", "batch", "down", "c/_", "list", "--to", "again"];
+    let told = ok(&tokio::task::block_in_place(|| server.client(&listed)));
+    assert_eq!(told, "2 down, 3 there already, 0 failed\n");
+    assert_eq!(hash_of(&server.path("again/large")), hash_of(&server.path("up/large")));
+}
+
+#[test]
+fn many_are_removed_at_once_each_told_by_name() {
+    let server = server();
+    fs::create_dir(server.path("up")).unwrap();
+    for number in 0..1_100 {
+        fs::write(server.path(&format!("up/{number}")), "x").unwrap();
+    }
+    ok(&server.client(&["object", "batch", "up", "c/_", "up"]));
+    let keys: Vec<String> = (0..1_100).map(|number| number.to_string()).collect();
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let removed = json(&server.client(&[&["object", "rm", "c/_", "--json", "never there"][..], &keys].concat()));
+    assert_eq!(removed.len(), 1_101);
+    assert!(removed.iter().zip([&["never there"][..], &keys].concat()).all(|(line, key)| line["removed"] == key));
+    assert!(json(&server.client(&["object", "ls", "c/_", "--json"])).is_empty());
+}
+
+#[test]
+fn what_can_be_read_once_is_sent_once_and_says_so() {
+    // A port on which nobody listens.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let url = format!("http://127.0.0.1:{port}");
+    let failed = piped(&url, &["object", "put", "c/_", "k", "-"], "from a pipe");
+    assert_eq!(failed.status.code(), Some(1));
+    assert!(stderr(&failed).contains("it was sent once"), "{}", stderr(&failed));
+    // A refusal says what is wrong, and that is all.
+    let server = server();
+    let put = ["object", "put", "c/_", "k", "-", "--if-match", "nothing", "--json"];
+    let refused = piped(&server.url(), &put, "from a pipe");
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(serde_json::from_slice::<Value>(&refused.stderr).unwrap()["error"]["code"], "precondition_failed");
+    assert_eq!(server.client(&["object", "get", "c/_", "k"]).status.code(), Some(3));
+}

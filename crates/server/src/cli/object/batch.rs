@@ -31,7 +31,7 @@ pub enum BatchCommand {
 /// What both ways share.
 #[derive(Debug, Clone, Args)]
 pub struct TransferArgs {
-    /// How many objects are on their way at one time.
+    /// How many large objects (over 1 MiB) are on their way at one time; small ones go many in a request.
     #[arg(long, default_value_t = 16, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=256))]
     pub at_once: u64,
     /// How often a request is sent again when no answer comes.

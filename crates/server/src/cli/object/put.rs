@@ -24,11 +24,12 @@ const PARTS_AT_ONCE: usize = 4;
 
 /// `tidegate object put`.
 #[derive(Debug, Clone, Args)]
+#[command(override_usage = "tidegate object put [OPTIONS] <COLLECTION> [KEY] <FILE|->")]
 pub struct PutArgs {
     /// The collection.
     pub collection: CollectionName,
     /// The key, and the file or `-` for stdin. Without a key the server makes one.
-    #[arg(required = true, num_args = 1..=2, value_name = "KEY] [FILE|-")]
+    #[arg(required = true, num_args = 1..=2, value_name = "[KEY] FILE|-")]
     pub what: Vec<OsString>,
     /// The media type [default: by the file's name].
     #[arg(long, value_name = "TYPE")]
@@ -153,7 +154,7 @@ pub(super) async fn run(common: &ClientArgs, args: &PutArgs) -> Result<(), Comma
             let meter = progress.meter();
             let written = client.put_object_from(&args.collection, key, tokio::io::stdin(), &spec, &meter).await;
             progress.finish();
-            return Ok(written?);
+            return written.map_err(CommandError::once);
         }
         let read = |source| CommandError::Input { path: file.clone(), source };
         let metadata = std::fs::metadata(&file).map_err(read)?;
@@ -167,7 +168,7 @@ pub(super) async fn run(common: &ClientArgs, args: &PutArgs) -> Result<(), Comma
             // A pipe, say.
             (None, _) => {
                 let reader = tokio::fs::File::open(&file).await.map_err(read)?;
-                client.put_object_from(&args.collection, key, reader, &spec, &meter).await.map_err(Into::into)
+                client.put_object_from(&args.collection, key, reader, &spec, &meter).await.map_err(CommandError::once)
             }
             (Some(length), Some(key)) if length > args.part_size => {
                 let upload = Upload { client: &client, collection: &args.collection, key, file: &file, spec: &spec };
@@ -175,7 +176,8 @@ pub(super) async fn run(common: &ClientArgs, args: &PutArgs) -> Result<(), Comma
             }
             (Some(length), _) => {
                 let piece = Piece { path: file.clone(), from: 0, length };
-                client.put_object(&args.collection, key, &piece, &spec, &meter).await.map_err(Into::into)
+                let written = client.put_object(&args.collection, key, &piece, &spec, &meter).await;
+                written.map_err(|error| if key.is_none() { CommandError::once(error) } else { error.into() })
             }
         };
         progress.finish();

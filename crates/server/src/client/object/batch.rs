@@ -1,5 +1,5 @@
-//! Many small objects in one request and its one answer: written, or looked at. Each part is answered by itself; what was not answered is
-//! asked for again, for writing the same bytes twice does no harm.
+//! Many small objects in one request and its one answer: written, read, looked at or removed. Each part is answered by itself; what was
+//! not answered is asked for again, for none of it does harm when it is done twice.
 
 use std::time::Duration;
 
@@ -29,6 +29,15 @@ pub struct Insert {
     /// Its media type.
     pub content_type: String,
     /// Its bytes.
+    pub body: Bytes,
+}
+
+/// A small object that was read.
+#[derive(Debug, Clone)]
+pub struct Fetched {
+    /// Which write of it.
+    pub etag: String,
+    /// Its bytes, all of them.
     pub body: Bytes,
 }
 
@@ -63,7 +72,7 @@ impl Reply<'_> {
 }
 
 /// What became of each part, in their order.
-type Outcomes<T> = Vec<Result<T, Box<Problem>>>;
+pub type Outcomes<T> = Vec<Result<T, Box<Problem>>>;
 
 impl Client {
     /// Writes objects, at most [`BATCH_MAX_COUNT`]; gives their entity tags, or why one was refused.
@@ -98,12 +107,39 @@ impl Client {
         collection: &CollectionName,
         keys: &[String],
     ) -> Result<Outcomes<(u64, String)>, ClientError> {
-        let write = |out: &mut BytesMut, at: usize| {
-            let key = utf8_percent_encode(&keys[at], SEGMENT);
-            out.put_slice(format!("x-tidegate-op: head\r\nx-tidegate-key: {key}\r\n\r\n").as_bytes());
-        };
         let read = |reply: &Reply<'_>| Some((reply.number("x-tidegate-length")?, reply.field("etag")?.to_owned()));
-        self.batch(collection, keys.len(), write, read).await
+        self.batch(collection, keys.len(), keyed("head", keys), read).await
+    }
+
+    /// Reads objects, at most [`BATCH_MAX_COUNT`]; gives them, or why there is none. All of them are in memory together: an answer
+    /// beyond [`ClientOptions::line_max_bytes`](super::super::ClientOptions::line_max_bytes) is refused.
+    ///
+    /// # Errors
+    /// As for [`insert_batch`](Self::insert_batch).
+    pub async fn get_batch(
+        &self,
+        collection: &CollectionName,
+        keys: &[String],
+    ) -> Result<Outcomes<Fetched>, ClientError> {
+        let read = |reply: &Reply<'_>| {
+            let etag = reply.field("etag")?.to_owned();
+            // Never fewer bytes than were announced.
+            let whole = reply.number::<usize>("content-length")? == reply.body.len();
+            whole.then(|| Fetched { etag, body: Bytes::copy_from_slice(reply.body) })
+        };
+        self.batch(collection, keys.len(), keyed("get", keys), read).await
+    }
+
+    /// Removes objects, at most [`BATCH_MAX_COUNT`]. One that is not there is removed.
+    ///
+    /// # Errors
+    /// As for [`insert_batch`](Self::insert_batch): some of them may be gone.
+    pub async fn remove_batch(
+        &self,
+        collection: &CollectionName,
+        keys: &[String],
+    ) -> Result<Outcomes<()>, ClientError> {
+        self.batch(collection, keys.len(), keyed("delete", keys), |_| Some(())).await
     }
 
     async fn batch<T>(
@@ -161,6 +197,14 @@ impl Client {
             .header(CONTENT_TYPE, format!("multipart/mixed; boundary={boundary}"))
             .body(body.freeze());
         self.ask(request, BATCH_TIME).await
+    }
+}
+
+/// Writes parts that are an operation and a key.
+fn keyed<'a>(operation: &'a str, keys: &'a [String]) -> impl Fn(&mut BytesMut, usize) + 'a {
+    move |out, at| {
+        let key = utf8_percent_encode(&keys[at], SEGMENT);
+        out.put_slice(format!("x-tidegate-op: {operation}\r\nx-tidegate-key: {key}\r\n\r\n").as_bytes());
     }
 }
 
