@@ -9,7 +9,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::ObjectStore as _;
 use object_store::memory::InMemory;
 use parking_lot::Mutex;
-use tidegate_batch::blob::Body;
+use tidegate_batch::blob::{Body, ColdStore};
 use tidegate_batch::service::{Get, Got, Put};
 use tidegate_batch::{
     Collection, Condition, GetError, Metadata, ObjectKey, ObjectParts, ObjectService, ObjectSpec, PutError, Scopes,
@@ -19,7 +19,7 @@ use tidegate_core::id::Name;
 use tidegate_core::port::{Durability, MetaRange, MetaStore};
 use tidegate_testkit::{Fault, FaultyStore, ManualClock, MemoryStore, SeededEntropy};
 
-use crate::world::{Gate, GatedBlobs, GatedMeta};
+use crate::world::{Gate, GatedBlobs, GatedMeta, Uploads};
 
 const HOT_MAX_BYTES: u64 = 64;
 const OBJECTS: u64 = 3;
@@ -254,6 +254,7 @@ struct World {
     clock: ManualClock,
     meta: Arc<FaultyStore<MemoryStore>>,
     blobs: Arc<InMemory>,
+    uploads: Uploads,
     history: Arc<Mutex<History>>,
 }
 
@@ -261,7 +262,7 @@ impl World {
     fn new(seed: u64) -> Self {
         let clock = ManualClock::new();
         let meta = FaultyStore::new(MemoryStore::new(Arc::new(clock.clone())), seed);
-        Self { seed, clock, meta, blobs: Arc::new(InMemory::new()), history: Arc::default() }
+        Self { seed, clock, meta, blobs: Arc::new(InMemory::new()), uploads: Arc::default(), history: Arc::default() }
     }
 
     /// What goes wrong in this world besides the kills.
@@ -280,6 +281,14 @@ impl World {
         }
     }
 
+    /// Some worlds have a bucket, some a plain store; in some a large object lies in several blobs.
+    fn cold(&self, gate: &Arc<Gate>) -> ColdStore {
+        let (store, uploads) = (Arc::clone(&self.blobs), Arc::clone(&self.uploads));
+        let blobs = Arc::new(GatedBlobs { store, uploads, gate: Arc::clone(gate) });
+        let cold = if self.seed % 4 < 2 { ColdStore::with_uploads(blobs) } else { blobs.into() };
+        if self.seed % 3 == 0 { cold.with_blob_max_bytes(1_500) } else { cold }
+    }
+
     fn open(&self, life: u64, gate: &Arc<Gate>) -> ObjectService {
         let mut spec = ObjectSpec::default();
         spec.hot_max_bytes = HOT_MAX_BYTES;
@@ -287,7 +296,7 @@ impl World {
         spec.grace = Duration::from_secs(self.seed % 2 * 60);
         ObjectService::new(ObjectParts {
             meta: Arc::new(GatedMeta { store: Arc::clone(&self.meta) as Arc<dyn MetaStore>, gate: Arc::clone(gate) }),
-            cold: Arc::new(GatedBlobs { store: Arc::clone(&self.blobs), gate: Arc::clone(gate) }).into(),
+            cold: self.cold(gate),
             clock: Arc::new(self.clock.clone()),
             entropy: Arc::new(SeededEntropy::new(self.seed ^ (life << 32) ^ 7)),
             durability: Durability::Fsync,
@@ -400,6 +409,9 @@ impl World {
             objects.sweep(&mut place).await.unwrap();
             objects.sweep(&mut place).await.unwrap();
             assert_eq!(self.blobs.list(None).count().await, 0, "seed {}: orphans", self.seed);
+            // One that holds nothing was begun, and its name reached nobody.
+            let holding = self.uploads.lock().values().filter(|parts| **parts > 0).count();
+            assert_eq!(holding, 0, "seed {}: uploads that hold parts", self.seed);
             for prefix in [&b"oh\0"[..], b"ob\0", b"oi\0"] {
                 assert_eq!(count(prefix).await, 0, "seed {}", self.seed);
             }

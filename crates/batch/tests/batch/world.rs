@@ -1,6 +1,7 @@
 //! A metadata store and a blob store in memory that let others go first now and then, and stop for ever at a chosen step: a server that
 //! is killed there. What was begun before that step stands; nothing after it does.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,11 +12,13 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use object_store::memory::InMemory;
+use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
-    PutOptions, PutPayload, PutResult, UploadPart,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartId, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, UploadPart,
 };
+use parking_lot::Mutex;
 use tidegate_core::port::{
     CompareAndSwap, Durability, MetaEntry, MetaError, MetaRange, MetaStore, MetaWatch, SwapOutcome,
 };
@@ -103,8 +106,12 @@ impl MetaStore for GatedMeta {
 /// The blob store, likewise.
 pub(crate) struct GatedBlobs {
     pub(crate) store: Arc<InMemory>,
+    pub(crate) uploads: Uploads,
     pub(crate) gate: Arc<Gate>,
 }
+
+/// How many parts each upload holds that is open, by its name. They outlive the server.
+pub(crate) type Uploads = Arc<Mutex<BTreeMap<MultipartId, usize>>>;
 
 impl fmt::Debug for GatedBlobs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -182,6 +189,66 @@ impl ObjectStore for GatedBlobs {
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> object_store::Result<()> {
         self.store.copy_opts(from, to, options).await
+    }
+}
+
+/// As S3 has them: an upload outlives who began it, and what is done with one that has ended is refused.
+#[async_trait]
+impl MultipartStore for GatedBlobs {
+    async fn create_multipart(&self, at: &Path) -> object_store::Result<MultipartId> {
+        self.gate.pass_blob().await?;
+        let id = self.store.create_multipart(at).await?;
+        self.uploads.lock().insert(id.clone(), 0);
+        self.gate.pass_blob().await?;
+        Ok(id)
+    }
+
+    async fn put_part(
+        &self,
+        at: &Path,
+        id: &MultipartId,
+        number: usize,
+        part: PutPayload,
+    ) -> object_store::Result<PartId> {
+        self.gate.pass_blob().await?;
+        self.open(id, at)?;
+        let sent = self.store.put_part(at, id, number, part).await?;
+        if let Some(parts) = self.uploads.lock().get_mut(id) {
+            *parts += 1;
+        }
+        self.gate.pass_blob().await?;
+        Ok(sent)
+    }
+
+    async fn complete_multipart(
+        &self,
+        at: &Path,
+        id: &MultipartId,
+        parts: Vec<PartId>,
+    ) -> object_store::Result<PutResult> {
+        self.gate.pass_blob().await?;
+        self.open(id, at)?;
+        let done = self.store.complete_multipart(at, id, parts).await?;
+        self.uploads.lock().remove(id);
+        self.gate.pass_blob().await?;
+        Ok(done)
+    }
+
+    async fn abort_multipart(&self, at: &Path, id: &MultipartId) -> object_store::Result<()> {
+        self.gate.pass_blob().await?;
+        self.open(id, at)?;
+        self.store.abort_multipart(at, id).await?;
+        self.uploads.lock().remove(id);
+        self.gate.pass_blob().await
+    }
+}
+
+impl GatedBlobs {
+    fn open(&self, id: &MultipartId, at: &Path) -> object_store::Result<()> {
+        if self.uploads.lock().contains_key(id) {
+            return Ok(());
+        }
+        Err(object_store::Error::NotFound { path: at.to_string(), source: "no such upload".into() })
     }
 }
 
