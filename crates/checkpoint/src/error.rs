@@ -428,3 +428,30 @@ impl Failure for AppendError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_a_read_only_and_a_silent_store_are_told_apart() {
+        let said = |kind: io::ErrorKind| {
+            let source = Box::new(io::Error::from(kind));
+            StoreError::new(&Path::from("x"), object_store::Error::Generic { store: "local", source })
+        };
+        let codes = [
+            (io::ErrorKind::StorageFull, "checkpoint_store_full", Retry::After(Duration::from_millis(500))),
+            (io::ErrorKind::QuotaExceeded, "checkpoint_store_full", Retry::After(Duration::from_millis(500))),
+            (io::ErrorKind::ReadOnlyFilesystem, "checkpoint_store_read_only", Retry::Never),
+            (io::ErrorKind::PermissionDenied, "checkpoint_store_read_only", Retry::Never),
+            (io::ErrorKind::ConnectionReset, "checkpoint_store_unavailable", Retry::After(Duration::from_millis(500))),
+        ];
+        for (kind, code, retry) in codes {
+            let error = said(kind);
+            assert_eq!((error.code(), error.retry()), (code, retry));
+            assert_eq!(error.kind(), ErrorKind::Unavailable);
+        }
+        let unsuitable = object_store::Error::NotImplemented { operation: "put".into(), implementer: "x".into() };
+        assert_eq!(StoreError::new(&Path::from("x"), unsuitable).code(), "checkpoint_store_unsuitable");
+    }
+}

@@ -14,5 +14,7 @@ mod publish;
 mod retention;
 #[path = "checkpoint/simulation.rs"]
 mod simulation;
+#[path = "checkpoint/suite.rs"]
+mod suite;
 #[path = "checkpoint/term.rs"]
 mod term;
