@@ -48,6 +48,11 @@ pub const LIMITS: &[Limit] = &[
         value: INSERT_MAX_BYTES as u64,
         meaning: "An insert in a batch; beyond it the part fails with 413 object_too_large.",
     },
+    Limit {
+        name: "object_write_buffer_bytes",
+        value: WRITE_BUFFER_BYTES,
+        meaning: "Bytes that all writes of large objects hold in memory; after 10 s of waiting 429 write_capacity_exhausted.",
+    },
     Limit { name: "object_list_max", value: LIST_MAX as u64, meaning: "Objects of one page of a listing." },
     Limit {
         name: "object_part_max_count",
@@ -56,6 +61,8 @@ pub const LIMITS: &[Limit] = &[
     },
 ];
 
+/// [`ObjectSpec::write_buffer_bytes`] unless another is given.
+const WRITE_BUFFER_BYTES: u64 = 256 * 1_024 * 1_024;
 /// The most that [`ObjectSpec::upload_max_open`] can be.
 const UPLOADS_MAX: u64 = 65_536;
 /// Attempts of a change that others overtake.
@@ -111,7 +118,7 @@ impl Default for ObjectSpec {
             upload_max: Duration::from_secs(7 * 24 * 3_600),
             upload_max_open: 1_000,
             completed_keep: Duration::from_secs(3_600),
-            write_buffer_bytes: 256 * 1_024 * 1_024,
+            write_buffer_bytes: WRITE_BUFFER_BYTES,
             write_wait: Duration::from_secs(10),
         }
     }
