@@ -36,6 +36,21 @@ pub const LIMITS: &[Limit] = &[
         meaning: "How long a statement waits for a lock of the database; then it ends with the database's error.",
     },
     Limit {
+        name: "postgres.changes_queue_bytes",
+        value: crate::change::QUEUE_BYTES as u64,
+        meaning: "What the server sent of a replication stream and nobody took yet; then nothing more is read, and the server waits.",
+    },
+    Limit {
+        name: "postgres.changes_transaction_max_bytes",
+        value: crate::change::TRANSACTION_MAX_BYTES as u64,
+        meaning: "Changes of one transaction in a batch, unless the source says otherwise; a larger transaction comes in several.",
+    },
+    Limit {
+        name: "postgres.changes_copy_workers_max",
+        value: crate::change::COPY_WORKERS_MAX as u64,
+        meaning: "Connections that make a first copy at one time.",
+    },
+    Limit {
         name: "postgres.cancel_timeout_ms",
         value: crate::session::CANCEL_TIMEOUT.as_millis() as u64,
         meaning: "The server must handle a cancel request in this time; beyond it the connection is given up.",
@@ -80,6 +95,14 @@ pub enum ConfigError {
     ZeroBound {
         /// Which bound.
         name: &'static str,
+    },
+    /// A name, or a number that must not be larger, is not what it must be.
+    #[error("{what} must be {rule}")]
+    Name {
+        /// Which setting.
+        what: &'static str,
+        /// What it must be.
+        rule: &'static str,
     },
     /// There is no tokio runtime to run connections on.
     #[error("a PostgreSQL source is connected inside a tokio runtime")]

@@ -196,18 +196,7 @@ fn columns(
     may_add_nulls: bool,
 ) -> Result<(Vec<Column>, Vec<Shape>), SourceError> {
     let unread = |error: Error| SourceError::Internal(Some(error.into()));
-    let mut facts = HashMap::with_capacity(type_rows.len());
-    for row in type_rows {
-        let character = |index: usize| row.try_get::<_, i8>(index).map(i8::cast_unsigned).map_err(unread);
-        let known = TypeFacts {
-            typtype: character(1)?,
-            base: row.try_get(2).map_err(unread)?,
-            element: row.try_get(3).map_err(unread)?,
-            delimiter: character(4)?,
-            category: character(5)?,
-        };
-        facts.insert(row.try_get::<_, Oid>(0).map_err(unread)?, known);
-    }
+    let facts = facts(type_rows).map_err(unread)?;
     if column_rows.len() != parsed.columns().len() {
         return Err(SourceError::Internal(None));
     }
@@ -225,6 +214,23 @@ fn columns(
         shapes.push(shape);
     }
     Ok((columns, shapes))
+}
+
+/// The catalogue's facts about types, by OID.
+pub(crate) fn facts(type_rows: &[Row]) -> Result<HashMap<Oid, TypeFacts>, Error> {
+    let mut facts = HashMap::with_capacity(type_rows.len());
+    for row in type_rows {
+        let character = |index: usize| row.try_get::<_, i8>(index).map(i8::cast_unsigned);
+        let known = TypeFacts {
+            typtype: character(1)?,
+            base: row.try_get(2)?,
+            element: row.try_get(3)?,
+            delimiter: character(4)?,
+            category: character(5)?,
+        };
+        facts.insert(row.try_get::<_, Oid>(0)?, known);
+    }
+    Ok(facts)
 }
 
 /// Whether the text holds a word that can make a NOT NULL column NULL: an outer join, grouping sets. Looked for

@@ -5,6 +5,7 @@
 
 mod array;
 mod catalogue;
+mod change;
 mod config;
 mod describe;
 mod error;
@@ -20,5 +21,6 @@ mod stream;
 mod tls;
 mod value;
 
+pub use change::{ChangeConfig, PostgresChanges};
 pub use config::{ConfigError, LIMITS, PostgresConfig};
 pub use source::PostgresSource;

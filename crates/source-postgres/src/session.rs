@@ -36,11 +36,25 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
                      SELECT pg_catalog.pg_current_snapshot()::text; SAVEPOINT tidegate";
 const RESTORE: &str = "ROLLBACK TO SAVEPOINT tidegate; CLOSE ALL";
 
+/// What makes the text of every value exact and the same on every server, and a session that waits for us.
+pub(crate) fn settings(lock_timeout: Duration) -> String {
+    let lock_timeout_ms = lock_timeout.as_millis().min(i32::MAX as u128);
+    format!(
+        "SET client_encoding = 'UTF8'; SET TimeZone = 'UTC'; SET DateStyle = 'ISO, YMD'; \
+         SET IntervalStyle = 'iso_8601'; SET extra_float_digits = 1; SET bytea_output = 'hex'; \
+         SET xmloption = 'content'; SET synchronize_seqscans = off; SET standard_conforming_strings = on; \
+         SET default_transaction_read_only = on; SET statement_timeout = 0; \
+         SET idle_in_transaction_session_timeout = 0; SET lock_timeout = {lock_timeout_ms}; \
+         SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
+         WHERE name IN ('idle_session_timeout', 'transaction_timeout')"
+    )
+}
+
 /// A connection, not yet in use for anything.
 pub(crate) struct Link {
     pub(crate) client: Client,
     pub(crate) bound: RowBound,
-    lookups: Lookups,
+    pub(crate) lookups: Lookups,
     address: Address,
     tls: MakeRustlsConnect,
     driving: JoinHandle<()>,
@@ -75,6 +89,11 @@ impl Link {
     /// Makes the server read its own catalogue, before a user waits for it.
     pub(crate) async fn warm(&self) -> Result<(), Error> {
         self.lookups.warm(&self.client).await
+    }
+
+    /// Closes the connection at once, whatever runs on it.
+    pub(crate) fn abandon(&self) {
+        self.driving.abort();
     }
 
     /// Why a request on this connection failed, in the words of what ended the connection.

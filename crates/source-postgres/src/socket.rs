@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::BytesMut;
+use postgres_protocol::message::frontend::ssl_request;
 use socket2::{SockRef, TcpKeepalive};
 use tidegate_core::port::Cause;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio_postgres::config::{Config, Host, SslMode};
-use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::config::{Config, Host, SslMode, SslNegotiation};
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{CancelToken, Client, Connection};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -196,6 +198,38 @@ async fn connect_to(
         _ => Guarded::below_tls(socket, bound.clone()),
     };
     Ok(config.connect_raw(guarded, connector(address, tls, bound)).await?)
+}
+
+/// A stream of bytes in both directions.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Duplex for S {}
+
+/// A connection without the driver, encrypted as the configuration asks. Not bounded in time: the caller is.
+pub(crate) async fn bare(
+    address: &Address,
+    config: &Config,
+    tls: &MakeRustlsConnect,
+) -> Result<Box<dyn Duplex>, Cause> {
+    let mut socket = Socket::connect(address).await?;
+    let mode = config.get_ssl_mode();
+    if matches!(socket, Socket::Unix(_)) || mode == SslMode::Disable {
+        return Ok(Box::new(socket));
+    }
+    if config.get_ssl_negotiation() == SslNegotiation::Postgres {
+        let mut request = BytesMut::new();
+        ssl_request(&mut request);
+        socket.write_all(&request).await?;
+        match (socket.read_u8().await?, mode) {
+            (b'S', _) => {}
+            (b'N', SslMode::Prefer) => return Ok(Box::new(socket)),
+            (b'N', _) => return Err("the server does not offer TLS".into()),
+            _ => return Err("the server answered the request for TLS with something else".into()),
+        }
+    }
+    let name = address.host_name.as_deref().unwrap_or_default();
+    let Ok(connect) = MakeTlsConnect::<Socket>::make_tls_connect(&mut tls.clone(), name);
+    Ok(Box::new(TlsConnect::connect(connect, socket).await?))
 }
 
 fn connector(

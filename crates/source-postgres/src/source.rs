@@ -16,7 +16,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use crate::config::{ConfigError, PostgresConfig};
 use crate::error::unavailable;
 use crate::guard::RowBound;
-use crate::session::{Link, Session};
+use crate::session::{Link, Session, settings};
 use crate::snapshot::PostgresSnapshot;
 use crate::{socket, tls};
 
@@ -140,7 +140,7 @@ impl Shared {
     async fn link(&self) -> Result<Link, SourceError> {
         let bound = RowBound::new(self.row_bytes());
         let connected = socket::connect(&self.driver, &self.tls, &bound).await.map_err(SourceError::Unavailable)?;
-        Link::begin(connected, &self.settings(), self.tls.clone(), bound).await.map_err(unavailable)
+        Link::begin(connected, &settings(self.config.lock_timeout), self.tls.clone(), bound).await.map_err(unavailable)
     }
 
     /// As [`link`](Self::link), made ready so that the first statement on it is as fast as the next.
@@ -148,20 +148,6 @@ impl Shared {
         let link = self.link().await?;
         link.warm().await.map_err(unavailable)?;
         Ok(link)
-    }
-
-    /// What makes the text of every value exact and the same on every server, and a session that waits for us.
-    fn settings(&self) -> String {
-        let lock_timeout_ms = self.config.lock_timeout.as_millis().min(i32::MAX as u128);
-        format!(
-            "SET client_encoding = 'UTF8'; SET TimeZone = 'UTC'; SET DateStyle = 'ISO, YMD'; \
-             SET IntervalStyle = 'iso_8601'; SET extra_float_digits = 1; SET bytea_output = 'hex'; \
-             SET xmloption = 'content'; SET synchronize_seqscans = off; SET standard_conforming_strings = on; \
-             SET default_transaction_read_only = on; SET statement_timeout = 0; \
-             SET idle_in_transaction_session_timeout = 0; SET lock_timeout = {lock_timeout_ms}; \
-             SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
-             WHERE name IN ('idle_session_timeout', 'transaction_timeout')"
-        )
     }
 
     async fn in_time<T>(&self, work: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {

@@ -5,6 +5,8 @@
 
 #[path = "postgres/catalogue.rs"]
 mod catalogue;
+#[path = "postgres/change.rs"]
+mod change;
 #[path = "postgres/failure.rs"]
 mod failure;
 #[path = "postgres/pinned.rs"]
