@@ -34,6 +34,8 @@ mod identity;
 mod object;
 #[path = "server/object_cli.rs"]
 mod object_cli;
+#[path = "server/object_limit.rs"]
+mod object_limit;
 #[path = "server/object_s3.rs"]
 mod object_s3;
 #[path = "server/operation.rs"]

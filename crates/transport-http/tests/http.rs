@@ -14,6 +14,7 @@ mod http {
     pub(crate) mod ingest;
     pub(crate) mod object;
     pub(crate) mod object_batch;
+    pub(crate) mod object_limit;
     pub(crate) mod operation;
     pub(crate) mod record;
     pub(crate) mod stream;

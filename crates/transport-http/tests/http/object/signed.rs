@@ -3,8 +3,9 @@
 use jsonwebtoken::{Algorithm, EncodingKey};
 use rcgen::KeyPair;
 use sha2::{Digest as _, Sha256};
+use tidegate_batch::policy::{Access, KillRule, Rate, RateRule, Rules, Selector};
 use tidegate_core::id::Name;
-use tidegate_core::{Clock as _, Scope};
+use tidegate_core::{Clock as _, Moment, Scope};
 use tidegate_testkit::block_on;
 use tidegate_transport_http::auth::{JwtAlgorithm, JwtKey, KeyMaterial, StaticToken};
 use tidegate_transport_http::{AuthConfig, TokenConfig};
@@ -86,6 +87,28 @@ fn a_signed_address_lets_anybody_read_one_object_for_a_time() {
         for kid in ["none", "unknown"] {
             assert_eq!(refused(&signer.signed("GET", kid, 600).await), (403, "presigned_invalid".into()), "{kid}");
         }
+    });
+}
+
+#[test]
+fn a_signed_address_passes_the_same_switches_and_limits_as_a_token() {
+    block_on(async {
+        let signer = Signer::start();
+        let headers = [("authorization", "Bearer writer")];
+        assert_eq!(ask(signer.world.address, "PUT", PATH, &headers, b"content").await.status(), 201);
+        let of = Selector { tenant: Some(Name::new("acme").unwrap()), ..Selector::default() };
+        // A time beyond all others: no token comes in.
+        let now = Moment::NEVER;
+        let kill = vec![KillRule { of: of.clone(), operations: vec![Access::Read] }];
+        signer.world.policy.replace(Rules::new(kill, Vec::new()).unwrap(), now);
+        assert_eq!(refused(&signer.signed("GET", "k1", 600).await), (403, "operation_disabled".into()));
+        assert_eq!(signer.signed("HEAD", "k1", 600).await.status(), 403);
+        let slow = RateRule { of, requests: Some(Rate { per_second: 1, burst: 1 }), bytes: None, each: None };
+        signer.world.policy.replace(Rules::new(Vec::new(), vec![slow; 2]).unwrap(), now);
+        assert_eq!(signer.signed("GET", "k1", 600).await.status(), 200);
+        assert_eq!(refused(&signer.signed("GET", "k1", 600).await), (429, "rate_limited".into()));
+        // Who is not let in at all is told that, and takes nothing.
+        assert_eq!(refused(&signer.signed("GET", "unknown", 600).await), (403, "presigned_invalid".into()));
     });
 }
 
