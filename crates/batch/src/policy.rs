@@ -2,7 +2,7 @@
 //! match and nothing else; [`PolicyCell`] judges operations by them. Nothing here reads a clock or waits.
 //!
 //! A bucket takes its time as an argument and can be looked at before it is taken from, which no published rate limiter gives: an
-//! operation that several rules match must find room in all of them or take nothing from any (ADR 0012).
+//! operation that several rules match must find room in all of them or take nothing from any (ADR 0014).
 
 mod bucket;
 mod cell;
