@@ -37,7 +37,8 @@ echo "$server"
 read -r _
 kill -KILL "$server" 2>/dev/null
 wait "$server" 2>/dev/null
-for port in $PORTS; do rm -f /tmp/seaweedfs-*-"$port".sock; done
+# Its sockets lie where nobody can tell it not to.
+for port in $PORTS; do rm -f "$SOCKETS"/seaweedfs-*-"$port".sock; done
 if [ -n "$folder" ]; then rm -rf "$folder"; fi
 "#;
 
@@ -150,7 +151,11 @@ impl Weed {
         command.arg(format!("-s3.config={}", self.folder.join("s3.json").display()));
         command.args(numbers.map(|(name, port)| format!("-{name}={port}")));
         let ports: Vec<String> = self.ports.iter().map(u16::to_string).collect();
-        command.env("PORTS", ports.join(" ")).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .env("PORTS", ports.join(" "))
+            .env("SOCKETS", std::env::temp_dir())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut keeper = command.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut line).unwrap();
