@@ -25,5 +25,7 @@ mod late;
 mod producer;
 #[path = "cdc/read.rs"]
 mod read;
+#[path = "cdc/source.rs"]
+mod source;
 #[path = "cdc/world.rs"]
 mod world;

@@ -191,7 +191,9 @@ impl Driver {
             }
             let room = prepared.has_room() && self.blocked.is_none();
             let mut wake = self.beat_at.min(ask_at).min(self.blocked.unwrap_or(Moment::NEVER));
-            wake = wake.min(since.map_or(Moment::NEVER, |since| since.after(POSITION_PAUSE)));
+            if self.blocked.is_none() {
+                wake = wake.min(since.map_or(Moment::NEVER, |since| since.after(POSITION_PAUSE)));
+            }
             if flight.is_none() {
                 wake = wake.min(self.machine.next_retry().map_or(Moment::NEVER, |(at, _)| at));
             } else {

@@ -40,7 +40,7 @@ fn whoever_begins_takes_the_term_and_whoever_was_fenced_waits_for_its_end() {
 #[test]
 fn a_back_off_grows_to_its_bound_and_begins_anew_after_progress() {
     let mut machine = machine();
-    let mut wait = |machine: &mut SourceMachine, chance| match machine
+    let wait = |machine: &mut SourceMachine, chance| match machine
         .apply(at(0), Command::Failed { failure: Failure::Passing, chance })
     {
         Outcome::RetryAt(until) => until.saturating_since(at(0)),
