@@ -14,6 +14,8 @@ pub(super) const CUSTOM: &str = "x-tidegate-meta-";
 /// Headers of this name are ours: one that is not known is a mistake.
 pub(super) const OURS: &str = "x-tidegate-";
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
+/// Of the whole object: where the bytes are all of it, they are what it is said of.
+pub(super) const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");
 
 /// Reads the metadata.
 pub(super) fn metadata(headers: &HeaderMap) -> Result<Metadata, Problem> {
@@ -37,16 +39,19 @@ pub(super) fn metadata(headers: &HeaderMap) -> Result<Metadata, Problem> {
     Ok(metadata)
 }
 
-/// The SHA-256 that the bytes must have (RFC 9530). A request whose bytes are a part of an object's is refused: it would be taken for
-/// the whole (RFC 9110, section 14.5).
+/// The SHA-256 that the bytes must have: `Content-Digest` and `Repr-Digest` (RFC 9530), which mean the same of a whole object. A request
+/// whose bytes are a part of an object's is refused: it would be taken for the whole (RFC 9110, section 14.5).
 pub(super) fn digest(headers: &HeaderMap) -> Result<Option<[u8; 32]>, Problem> {
     if headers.contains_key(header::CONTENT_RANGE) {
         return Err(refused(&header::CONTENT_RANGE, "an object is written whole; large ones go by ?uploads in parts"));
     }
     let mut found: Option<[u8; 32]> = None;
     let mut given = false;
-    for value in headers.get_all(CONTENT_DIGEST) {
-        for member in text(&CONTENT_DIGEST, value)?.split(',').map(str::trim_ascii) {
+    let both = [&CONTENT_DIGEST, &REPR_DIGEST];
+    for (name, value) in both.into_iter().flat_map(|name| headers.get_all(name).iter().map(move |value| (name, value)))
+    {
+        let mut known = false;
+        for member in text(name, value)?.split(',').map(str::trim_ascii) {
             given = true;
             let (algorithm, digest) = member.split_once('=').ok_or_else(not_a_digest)?;
             if algorithm != "sha-256" {
@@ -56,7 +61,9 @@ pub(super) fn digest(headers: &HeaderMap) -> Result<Option<[u8; 32]>, Problem> {
                 digest.strip_prefix(':').and_then(|digest| digest.strip_suffix(':')).ok_or_else(not_a_digest)?;
             let bytes = STANDARD.decode(digest).map_err(|_| not_a_digest())?;
             let digest = bytes.try_into().map_err(|_| not_a_digest())?;
-            if found.replace(digest).is_some() {
+            // Both headers may say it, if they say the same.
+            let other = found.replace(digest).is_some_and(|other| other != digest);
+            if std::mem::replace(&mut known, true) || other {
                 return Err(not_a_digest());
             }
         }
@@ -106,6 +113,20 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_RANGE, HeaderValue::from_static("bytes 100-199/200"));
         assert_eq!(digest(&headers).unwrap_err().code(), "invalid_field");
+    }
+
+    #[test]
+    fn the_digest_of_the_object_is_that_of_the_bytes() {
+        let read = |content: Option<u8>, object: u8| {
+            let value = |byte| HeaderValue::try_from(format!("sha-256=:{}:", STANDARD.encode([byte; 32]))).unwrap();
+            let mut headers = HeaderMap::new();
+            headers.insert(REPR_DIGEST, value(object));
+            content.map(|byte| headers.insert(CONTENT_DIGEST, value(byte)));
+            digest(&headers).map_err(|problem| problem.code())
+        };
+        assert_eq!(read(None, 7), Ok(Some([7; 32])));
+        assert_eq!(read(Some(7), 7), Ok(Some([7; 32])));
+        assert_eq!(read(Some(8), 7), Err("invalid_field"));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::request::Parts as Head;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 use tidegate_batch::service::{NamedPart, PartWritten, UploadToken};
 use tidegate_batch::{Collection, ObjectKey, UploadError};
@@ -12,7 +12,7 @@ use tidegate_batch::{Collection, ObjectKey, UploadError};
 use super::answer::written;
 use super::body::incoming;
 use super::condition::{Conditions, entity_tag, version};
-use super::metadata::{OURS, digest, metadata};
+use super::metadata::{OURS, REPR_DIGEST, digest, metadata};
 use super::problem::{nonsense, upload_problem};
 use crate::body::read_whole;
 use crate::gate::{App, check_coding_of, json_problem};
@@ -71,10 +71,13 @@ pub(super) async fn put_part(
 /// What is said of the whole object with one of its parts would be lost: it is refused instead.
 fn of_the_object(headers: &HeaderMap) -> Result<(), Problem> {
     let conditions = [header::IF_MATCH, header::IF_NONE_MATCH, header::IF_UNMODIFIED_SINCE, header::CONTENT_ENCODING];
-    let said = headers.keys().find(|name| conditions.contains(name) || name.as_str().starts_with(OURS));
-    let Some(name) = said else { return Ok(()) };
+    let said = |name: &HeaderName| conditions.contains(name) || *name == REPR_DIGEST || name.as_str().starts_with(OURS);
+    headers.keys().find(|name| said(name)).map_or(Ok(()), |name| Err(elsewhere(name)))
+}
+
+fn elsewhere(name: &HeaderName) -> Problem {
     let detail = format!("{name}: belongs to the object; metadata go with ?uploads, conditions with the completion");
-    Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_field", detail).with("field", name.as_str()))
+    Problem::new(StatusCode::BAD_REQUEST, "invalid_field", detail).with("field", name.as_str())
 }
 
 pub(super) async fn parts(
@@ -97,6 +100,10 @@ pub(super) async fn complete(
 ) -> Result<Response, Problem> {
     let token = token(upload)?;
     check_coding_of(&head.headers)?;
+    // The object's metadata came when the upload was begun: more of it would be lost.
+    if let Some(name) = head.headers.keys().find(|name| **name == REPR_DIGEST || name.as_str().starts_with(OURS)) {
+        return Err(elsewhere(name));
+    }
     let settings = app.services.streams.settings().freeze();
     let body = read_whole(body, &settings, app.services.clock.as_ref()).await?;
     let named = if body.is_empty() { None } else { Some(named(&body)?) };

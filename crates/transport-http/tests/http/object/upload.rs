@@ -160,12 +160,42 @@ fn what_is_said_of_the_whole_object_with_a_part_is_refused_and_not_lost() {
         let world = World::start();
         let upload = begin(&world, &[]).await;
         let path = format!("{PATH}?upload={upload}&part=1");
-        let said =
-            [("if-match", "*"), ("if-none-match", "*"), ("x-tidegate-meta-a", "1"), ("content-encoding", "gzip")];
+        let digest = digest_of(b"bytes");
+        let said = [
+            ("if-match", "*"),
+            ("if-none-match", "*"),
+            ("x-tidegate-meta-a", "1"),
+            ("content-encoding", "gzip"),
+            ("repr-digest", digest.as_str()),
+        ];
         for (name, value) in said {
             let answer = ask(world.address, "PUT", &path, &[(name, value)], b"bytes").await;
             assert_eq!((answer.status(), answer.json()["field"].as_str()), (400, Some(name)));
         }
         assert_eq!(part(&world, &upload, "1", b"bytes").await.status(), 200);
+        // Nor can metadata come with the completion.
+        for (name, value) in
+            [("x-tidegate-meta-a", "1"), ("x-tidegate-expires", "never"), ("repr-digest", digest.as_str())]
+        {
+            let path = format!("{PATH}?upload={upload}");
+            let answer = ask(world.address, "POST", &path, &[(name, value)], b"").await;
+            assert_eq!((answer.status(), answer.json()["field"].as_str()), (400, Some(name)));
+        }
+        assert_eq!(complete(&world, &upload, &Value::Null).await.status(), 201);
+    });
+}
+
+#[test]
+fn the_digest_of_the_whole_object_is_compared_before_it_is_stored() {
+    block_on(async {
+        let world = World::start();
+        for (bytes, status) in [(b"other".as_slice(), 422), (b"bytes", 201)] {
+            let digest = digest_of(b"bytes");
+            assert_eq!(
+                ask(world.address, "PUT", PATH, &[("repr-digest", digest.as_str())], bytes).await.status(),
+                status
+            );
+            assert_eq!(world.get(PATH).await.status(), if status == 201 { 200 } else { 404 });
+        }
     });
 }
