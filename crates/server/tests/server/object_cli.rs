@@ -353,7 +353,7 @@ async fn small_and_large_objects_come_down_together_over_a_network_that_cuts() {
     fs::write(server.path("up/empty"), "").unwrap();
     ok(&tokio::task::block_in_place(|| server.client(&["object", "batch", "up", "c/_", "up"])));
     let proxy = FaultProxy::start(server.address).await.unwrap();
-    proxy.cut_after(Some(5_000_000));
+    proxy.cut_after(Some(2_000_000));
     let url = format!("http://{}", proxy.address());
     let folder = server.path(".");
     let down = ["object", "batch", "down", "c/_", "--prefix", "", "--to", "down", "--url", &url];

@@ -6,13 +6,14 @@ use std::time::Duration;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use memchr::memmem::Finder;
 use percent_encoding::utf8_percent_encode;
+use reqwest::RequestBuilder;
 use reqwest::header::CONTENT_TYPE;
 use sha2::{Digest as _, Sha256};
 
-use super::super::call::{Answer, Fault, Patience, SEGMENT};
+use super::super::call::{Answer, Fault, Patience, SEGMENT, accepted};
 use super::super::document::Problem;
 use super::super::error::Interruption;
-use super::super::{Client, ClientError};
+use super::super::{Client, ClientError, LineError};
 use super::CollectionName;
 use super::body::content_digest;
 
@@ -159,6 +160,9 @@ impl Client {
             match self.batch_once(collection, &open, &write).await {
                 Ok(answer) => {
                     if let Some(fault) = take(&answer, &open, &mut outcomes, &read)? {
+                        if open.iter().any(|at| outcomes[*at].is_some()) {
+                            patience.renew();
+                        }
                         patience.wait(fault).await?;
                     }
                 }
@@ -196,7 +200,33 @@ impl Client {
             .authorized(self.http.post(self.endpoint(&path)))
             .header(CONTENT_TYPE, format!("multipart/mixed; boundary={boundary}"))
             .body(body.freeze());
-        self.ask(request, BATCH_TIME).await
+        let time = self.options.stall_timeout.saturating_add(BATCH_TIME);
+        match tokio::time::timeout(time, self.parts(request)).await {
+            Ok(answered) => answered,
+            Err(_) => Err(Fault::Again(Interruption::Stalled(time))),
+        }
+    }
+
+    /// Sends a request and reads its answer, or as much of it as comes: what is whole of it counts.
+    async fn parts(&self, request: RequestBuilder) -> Result<Answer, Fault> {
+        let sent = request.send().await.map_err(|why| Fault::Again(Interruption::Unreachable(why)))?;
+        let mut answer = accepted(sent).await?;
+        let (status, headers) = (answer.status().as_u16(), std::mem::take(answer.headers_mut()));
+        let limit_bytes = self.options.line_max_bytes;
+        let mut body = BytesMut::new();
+        loop {
+            match answer.chunk().await {
+                Ok(Some(piece)) if body.len() + piece.len() > limit_bytes => {
+                    return Err(Fault::Never(ClientError::Line(LineError::TooLong { limit_bytes })));
+                }
+                Ok(Some(piece)) => body.extend_from_slice(&piece),
+                Ok(None) => break,
+                Err(why) if body.is_empty() => return Err(Fault::Again(Interruption::Broken(why))),
+                // The delimiters say what is missing.
+                Err(_) => break,
+            }
+        }
+        Ok(Answer { status, headers, body: body.freeze() })
     }
 }
 
@@ -243,7 +273,7 @@ fn take<T>(
     Ok(again)
 }
 
-/// The parts of a multipart body; `None` = it is none, or not whole.
+/// The parts of a multipart body that are whole: after each comes a delimiter. `None` = it is no multipart body.
 fn replies<'a>(body: &'a [u8], content_type: &str) -> Option<Vec<Reply<'a>>> {
     let (kind, parameters) = content_type.split_once(';')?;
     if !kind.trim().eq_ignore_ascii_case("multipart/mixed") {
@@ -252,14 +282,16 @@ fn replies<'a>(body: &'a [u8], content_type: &str) -> Option<Vec<Reply<'a>>> {
     let boundary = parameters.split(';').find_map(|parameter| parameter.trim().strip_prefix("boundary="))?;
     let delimiter = format!("\r\n--{}", boundary.trim_matches('"'));
     let finder = Finder::new(delimiter.as_bytes());
-    // The first delimiter needs no line break before it.
-    let mut rest = match body.strip_prefix(&delimiter.as_bytes()[2..]) {
-        Some(rest) => rest,
-        None => &body[finder.find(body)? + delimiter.len()..],
-    };
     let mut replies = Vec::new();
-    while !rest.starts_with(b"--") {
-        let end = finder.find(rest)?;
+    // The first delimiter needs no line break before it.
+    let mut rest = match (body.strip_prefix(&delimiter.as_bytes()[2..]), finder.find(body)) {
+        (Some(rest), _) => rest,
+        (None, Some(at)) => &body[at + delimiter.len()..],
+        (None, None) => return Some(replies),
+    };
+    while !rest.starts_with(b"--")
+        && let Some(end) = finder.find(rest)
+    {
         let part = rest[..end].strip_prefix(b"\r\n")?;
         rest = &rest[end + delimiter.len()..];
         let blank = memchr::memmem::find(part, b"\r\n\r\n")?;
@@ -308,13 +340,19 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_not_whole_is_none() {
-        let whole = "--b\r\nx-tidegate-index: 0\r\n\r\nabc\r\n--b--\r\n";
+    fn of_an_answer_that_breaks_off_the_whole_parts_count_and_no_other() {
+        let whole = "--b\r\nx-tidegate-index: 0\r\nx-tidegate-status: 200\r\netag: \"a\"\r\n\r\nabc\r\n\
+                     --b\r\nx-tidegate-index: 1\r\nx-tidegate-status: 200\r\netag: \"b\"\r\n\r\n\r\n--b--\r\n";
+        let (first, second) = (whole.find("\r\n--b\r\n").unwrap() + 5, whole.len() - 4);
+        for end in 0..=whole.len() {
+            let mut outcomes: Vec<Option<Result<String, Box<Problem>>>> = vec![None, None];
+            let again = take(&answer(&whole[..end]), &[0, 1], &mut outcomes, etag).unwrap();
+            let told = outcomes.iter().filter(|outcome| outcome.is_some()).count();
+            assert_eq!(told, usize::from(end >= first) + usize::from(end >= second), "{end}");
+            assert_eq!(again.is_some(), told < 2, "{end}");
+        }
         assert_eq!(replies(whole.as_bytes(), TYPE).unwrap()[0].body, b"abc");
         assert_eq!(replies(b"--b--", TYPE).map(|replies| replies.len()), Some(0));
-        for end in 0..whole.len() - 4 {
-            assert!(replies(&whole.as_bytes()[..end], TYPE).is_none(), "{end}");
-        }
         assert!(replies(whole.as_bytes(), "text/plain; boundary=b").is_none());
     }
 }
