@@ -36,7 +36,8 @@ pub type ChangeStream = BoxStream<'static, Result<ChangeBatch, ChangeSourceError
 pub struct Resume {
     /// Its position.
     pub position: SourcePosition,
-    /// Its state.
+    /// Its state. Empty where a person said, after a loss, to go on from this position without what lies before: no copy is made
+    /// then.
     pub state: Bytes,
 }
 
