@@ -61,6 +61,8 @@ pub struct Attempt(pub u64);
 pub enum Command {
     /// Time has passed.
     Tick,
+    /// A checkpoint is wanted as soon as nothing is under way, whatever the interval and the pause say.
+    AtOnce,
     /// Somebody wants a savepoint: as soon as nothing is under way, whatever the interval and the pause say.
     Savepoint(Name),
     /// The barrier reached an operator, and its state was taken.
@@ -159,6 +161,7 @@ pub struct Coordinator {
     began: Option<Moment>,
     ended: Option<Moment>,
     waiting: VecDeque<Name>,
+    at_once: bool,
 }
 
 impl Coordinator {
@@ -175,6 +178,7 @@ impl Coordinator {
             began: Some(now),
             ended: None,
             waiting: VecDeque::new(),
+            at_once: false,
         }
     }
 
@@ -183,6 +187,10 @@ impl Coordinator {
         self.now = self.now.max(now);
         match command {
             Command::Tick => self.tick(),
+            Command::AtOnce => {
+                self.at_once = true;
+                Outcome::Queued
+            }
             Command::Savepoint(name) => self.savepoint(name),
             Command::Snapshotted(attempt, name) => self.gathered(attempt, |missing| missing.operators.remove(&name)),
             Command::Positioned(attempt, name) => self.gathered(attempt, |missing| missing.sources.remove(&name)),
@@ -224,7 +232,7 @@ impl Coordinator {
         match &mut self.state {
             State::Idle => {
                 let due = self.due();
-                if self.waiting.is_empty() && self.now < due {
+                if self.waiting.is_empty() && !self.at_once && self.now < due {
                     return Outcome::Wait { until: due };
                 }
                 self.begin()
@@ -258,6 +266,7 @@ impl Coordinator {
 
     fn begin(&mut self) -> Outcome {
         self.attempts += 1;
+        self.at_once = false;
         let attempt = Attempt(self.attempts);
         let savepoint = self.waiting.pop_front();
         self.began = Some(self.now);

@@ -17,6 +17,7 @@ pub mod pin;
 pub mod read;
 pub mod recover;
 pub mod retention;
+pub mod runtime;
 pub mod save;
 mod survey;
 pub mod writer;

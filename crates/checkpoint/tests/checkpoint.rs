@@ -8,6 +8,8 @@ mod world;
 mod damage;
 #[path = "checkpoint/keyed.rs"]
 mod keyed;
+#[path = "checkpoint/process.rs"]
+mod process;
 #[path = "checkpoint/publish.rs"]
 mod publish;
 #[path = "checkpoint/retention.rs"]
@@ -18,3 +20,5 @@ mod simulation;
 mod suite;
 #[path = "checkpoint/term.rs"]
 mod term;
+#[path = "../examples/windowed_totals/totals.rs"]
+mod totals;
