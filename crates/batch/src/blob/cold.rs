@@ -108,3 +108,88 @@ impl fmt::Debug for ColdStore {
         write!(f, "ColdStore({})", self.store)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures::{StreamExt as _, TryStreamExt as _, stream};
+    use object_store::memory::InMemory;
+    use tidegate_core::id::Name;
+    use tidegate_core::port::Durability;
+    use tidegate_testkit::{ManualClock, MemoryStore, SeededEntropy};
+
+    use super::*;
+    use crate::error::{PutError, UploadError};
+    use crate::service::{ByteRange, Get, Got, Put};
+    use crate::{Collection, Condition, Metadata, ObjectKey, ObjectParts, ObjectService, ObjectSpec, Scopes};
+
+    const BLOB_BYTES: u64 = 600_000;
+
+    fn objects(cold: ColdStore) -> ObjectService {
+        let clock = Arc::new(ManualClock::new());
+        let mut spec = ObjectSpec::default();
+        spec.hot_max_bytes = 1_000;
+        spec.object_max_bytes = 3_000_000;
+        ObjectService::new(ObjectParts {
+            meta: MemoryStore::new(Arc::clone(&clock) as _),
+            cold,
+            clock,
+            entropy: Arc::new(SeededEntropy::new(1)),
+            durability: Durability::Fsync,
+            spec,
+        })
+        .unwrap()
+    }
+
+    fn body(bytes: &Bytes) -> super::super::Body<'static> {
+        let pieces: Vec<_> = bytes.chunks(70_001).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+        stream::iter(pieces).boxed()
+    }
+
+    #[tokio::test]
+    async fn an_object_larger_than_a_blob_lies_in_several_and_is_read_as_one() {
+        let store = Arc::new(InMemory::new());
+        let objects = objects(ColdStore::with_uploads(Arc::clone(&store)).with_blob_max_bytes(BLOB_BYTES));
+        let name = |text| Name::new(text).unwrap();
+        let collection = Collection { tenant: name("a"), usecase: name("b"), scopes: Scopes::parse("_").unwrap() };
+        let key = ObjectKey::new("k").unwrap();
+        let blobs = || store.list(None).count();
+        for (length, count) in [(BLOB_BYTES, 1), (BLOB_BYTES + 1, 2), (4 * BLOB_BYTES, 4), (2_500_000, 5)] {
+            let content: Bytes = (0..length).map(|at| (at % 251) as u8 ^ (at >> 9) as u8).collect();
+            let before = blobs().await;
+            objects.put(&collection, &key, Put::default(), body(&content)).await.unwrap();
+            // Those of the one before wait for their grace.
+            assert_eq!(blobs().await - before, count, "{length}");
+            for (from, to) in [(0, length), (BLOB_BYTES - 1, BLOB_BYTES), (BLOB_BYTES - 5, length), (7, BLOB_BYTES)] {
+                let range = Some(ByteRange::FromTo(from, to - 1));
+                let get = Get { range, ..Get::default() };
+                let Ok(Got::Object(found)) = objects.get(&collection, &key, &get).await else { panic!("it is there") };
+                let found: Vec<Bytes> = found.body.try_collect().await.unwrap();
+                assert!(found.concat() == content[from as usize..to as usize], "{length}: {from} to {to}");
+            }
+        }
+        // A part of an upload is one blob.
+        let token = objects.begin_upload(&collection, &key, Metadata::default()).await.unwrap();
+        let whole = Bytes::from(vec![1; BLOB_BYTES as usize]);
+        objects.put_part(&collection, &key, token, 1, None, body(&whole)).await.unwrap();
+        let more = Bytes::from(vec![1; BLOB_BYTES as usize + 1]);
+        let refused = objects.put_part(&collection, &key, token, 2, None, body(&more)).await;
+        assert!(
+            matches!(refused, Err(UploadError::Put(PutError::TooLarge { limit_bytes: BLOB_BYTES }))),
+            "{refused:?}"
+        );
+        objects.complete_upload(&collection, &key, token, None, &Condition::default()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_is_deleted_already() {
+        let folder = tempfile::tempdir().unwrap();
+        let cold = super::super::local(folder.path()).unwrap();
+        let blob = BlobId([7; 16]);
+        cold.delete(blob, None).await.unwrap();
+        cold.store().put(&path(blob), "x".into()).await.unwrap();
+        cold.delete(blob, None).await.unwrap();
+        cold.delete(blob, None).await.unwrap();
+        assert_eq!(cold.store().list(None).count().await, 0);
+    }
+}
