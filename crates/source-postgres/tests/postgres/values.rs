@@ -12,7 +12,7 @@ use tidegate_testkit::{OwnedCell, block_on};
 use crate::world::{Database, cell, query};
 
 /// A cell as the frame writes it.
-fn json(cell: &OwnedCell) -> Value {
+pub(crate) fn json(cell: &OwnedCell) -> Value {
     match cell {
         OwnedCell::Null => Value::Null,
         OwnedCell::Bool(value) => Value::Bool(*value),
@@ -30,12 +30,90 @@ fn json(cell: &OwnedCell) -> Value {
     }
 }
 
-const TYPES: &str = "
+pub(crate) const TYPES: &str = "
     create type mood as enum ('sad', 'it''s ok', 'a, \"b\"');
     create domain cents as numeric(12, 2) check (value >= 0);
     create domain many_cents as cents[];
     create type pair as (a int, b text);
 ";
+
+use ColumnType as T;
+
+/// Values whose rule is that of `to_json`.
+pub(crate) const AS_TO_JSON: &[(&str, ColumnType)] = &[
+    ("true", T::Boolean),
+    ("false", T::Boolean),
+    ("null::boolean", T::Boolean),
+    ("(-32768)::int2", T::Integer),
+    ("2147483647::int4", T::Integer),
+    ("9007199254740993::int8", T::Integer),
+    ("(-9223372036854775808)::int8", T::Integer),
+    ("4294967295::oid::int8", T::Integer),
+    ("0.1::float8", T::Real),
+    ("'-0'::float8", T::Real),
+    ("1e20::float8", T::Real),
+    ("1e-7::float8", T::Real),
+    ("1.7976931348623157e308::float8", T::Real),
+    ("5e-324::float8", T::Real),
+    ("3.4028235e38::float4", T::Real),
+    ("0.1::float4", T::Real),
+    ("'NaN'::float8", T::Real),
+    ("'Infinity'::float8", T::Real),
+    ("'-Infinity'::float4", T::Real),
+    ("'a\"b\\c'::text", T::Text),
+    (r"E'line\nbreak\ttab\u0001\u007f\u2028 ü 😀'::text", T::Text),
+    ("''::text", T::Text),
+    ("'abc'::varchar(10)", T::Text),
+    ("'abc'::char(5)", T::Text),
+    ("'abc'::name", T::Text),
+    ("'it''s ok'::mood", T::Text),
+    ("null::text", T::Text),
+    ("'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'::uuid", T::Uuid),
+    ("'2026-02-28'::date", T::Date),
+    ("'0044-03-15 BC'::date", T::Date),
+    ("'infinity'::date", T::Date),
+    ("'12026-01-01'::date", T::Date),
+    ("'23:59:59.999999'::time", T::Time),
+    ("'24:00:00'::time", T::Time),
+    ("'12:34:56.5+05:30'::timetz", T::Time),
+    ("'2026-01-01 12:00:00'::timestamp", T::Timestamp),
+    ("'2026-01-01 12:00:00.123456'::timestamp", T::Timestamp),
+    ("'0044-03-15 12:00:00 BC'::timestamp", T::Timestamp),
+    ("'-infinity'::timestamp", T::Timestamp),
+    ("'12026-01-01 12:00:00.1'::timestamp", T::Timestamp),
+    ("'2026-01-01 12:00:00+02'::timestamptz", T::Timestamptz),
+    ("'2026-01-01 12:00:00.000001+05:30'::timestamptz", T::Timestamptz),
+    ("'0044-03-15 12:00:00+00 BC'::timestamptz", T::Timestamptz),
+    ("'infinity'::timestamptz", T::Timestamptz),
+    ("'1 year 2 mons -3 days 04:05:06.789'::interval", T::Interval),
+    ("'0'::interval", T::Interval),
+    (r#"'{"b": [1, 2.50, "x\n"], "a": null}'::json"#, T::Json),
+    ("E'{\\n\"a\"\\r\\n:\\t1 }'::json", T::Json),
+    (r#"'{"b": 123456789012345678, "a": {"c": "ü"}}'::jsonb"#, T::Json),
+    ("'null'::jsonb", T::Json),
+    ("'\"text\"'::json", T::Json),
+    ("array[1, null, 3]", T::Array),
+    ("array[[1, 2], [3, 4]]", T::Array),
+    ("'{}'::int[]", T::Array),
+    (r#"array['a', null, 'NULL', '', 'b,c', '{d}', 'e"f\g', E'h\ni', ' j ']"#, T::Array),
+    ("array[true, false, null]", T::Array),
+    ("array[0.1, 'NaN', '-Infinity', 1e20]::float8[]", T::Array),
+    ("array['2026-01-01 12:00:00', 'infinity']::timestamp[]", T::Array),
+    ("array['2026-01-01 12:00:00+00']::timestamptz[]", T::Array),
+    ("array['2026-01-01']::date[]", T::Array),
+    ("array['it''s ok', 'a, \"b\"']::mood[]", T::Array),
+    (r#"array['{"a": [1, "}\""]}', 'null']::jsonb[]"#, T::Array),
+    ("array['(1,1),(0,0)', '(2,2),(1,1)']::box[]", T::Array),
+    ("'10.0.0.1/8'::inet", T::Other),
+    ("'[1,5)'::int4range", T::Other),
+    ("'$1.50'::money", T::Other),
+    ("'101'::bit(3)", T::Other),
+    ("'(1,2)'::point", T::Other),
+    ("'a & b'::tsquery", T::Other),
+    ("'<a>x</a>'::xml", T::Other),
+    ("'pg_class'::regclass", T::Other),
+    ("'0/16B3748'::pg_lsn", T::Other),
+];
 
 #[test]
 fn values_are_those_of_to_json_where_the_rule_is_the_same() {
@@ -45,81 +123,7 @@ fn values_are_those_of_to_json_where_the_rule_is_the_same() {
         };
         database.sql(TYPES);
         let snapshot = database.open().await;
-        use ColumnType as T;
-        for (literal, kind) in [
-            ("true", T::Boolean),
-            ("false", T::Boolean),
-            ("null::boolean", T::Boolean),
-            ("(-32768)::int2", T::Integer),
-            ("2147483647::int4", T::Integer),
-            ("9007199254740993::int8", T::Integer),
-            ("(-9223372036854775808)::int8", T::Integer),
-            ("4294967295::oid::int8", T::Integer),
-            ("0.1::float8", T::Real),
-            ("'-0'::float8", T::Real),
-            ("1e20::float8", T::Real),
-            ("1e-7::float8", T::Real),
-            ("1.7976931348623157e308::float8", T::Real),
-            ("5e-324::float8", T::Real),
-            ("3.4028235e38::float4", T::Real),
-            ("0.1::float4", T::Real),
-            ("'NaN'::float8", T::Real),
-            ("'Infinity'::float8", T::Real),
-            ("'-Infinity'::float4", T::Real),
-            ("'a\"b\\c'::text", T::Text),
-            (r"E'line\nbreak\ttab\u0001\u007f\u2028 ü 😀'::text", T::Text),
-            ("''::text", T::Text),
-            ("'abc'::varchar(10)", T::Text),
-            ("'abc'::char(5)", T::Text),
-            ("'abc'::name", T::Text),
-            ("'it''s ok'::mood", T::Text),
-            ("null::text", T::Text),
-            ("'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'::uuid", T::Uuid),
-            ("'2026-02-28'::date", T::Date),
-            ("'0044-03-15 BC'::date", T::Date),
-            ("'infinity'::date", T::Date),
-            ("'12026-01-01'::date", T::Date),
-            ("'23:59:59.999999'::time", T::Time),
-            ("'24:00:00'::time", T::Time),
-            ("'12:34:56.5+05:30'::timetz", T::Time),
-            ("'2026-01-01 12:00:00'::timestamp", T::Timestamp),
-            ("'2026-01-01 12:00:00.123456'::timestamp", T::Timestamp),
-            ("'0044-03-15 12:00:00 BC'::timestamp", T::Timestamp),
-            ("'-infinity'::timestamp", T::Timestamp),
-            ("'12026-01-01 12:00:00.1'::timestamp", T::Timestamp),
-            ("'2026-01-01 12:00:00+02'::timestamptz", T::Timestamptz),
-            ("'2026-01-01 12:00:00.000001+05:30'::timestamptz", T::Timestamptz),
-            ("'0044-03-15 12:00:00+00 BC'::timestamptz", T::Timestamptz),
-            ("'infinity'::timestamptz", T::Timestamptz),
-            ("'1 year 2 mons -3 days 04:05:06.789'::interval", T::Interval),
-            ("'0'::interval", T::Interval),
-            (r#"'{"b": [1, 2.50, "x\n"], "a": null}'::json"#, T::Json),
-            ("E'{\\n\"a\"\\r\\n:\\t1 }'::json", T::Json),
-            (r#"'{"b": 123456789012345678, "a": {"c": "ü"}}'::jsonb"#, T::Json),
-            ("'null'::jsonb", T::Json),
-            ("'\"text\"'::json", T::Json),
-            ("array[1, null, 3]", T::Array),
-            ("array[[1, 2], [3, 4]]", T::Array),
-            ("'{}'::int[]", T::Array),
-            (r#"array['a', null, 'NULL', '', 'b,c', '{d}', 'e"f\g', E'h\ni', ' j ']"#, T::Array),
-            ("array[true, false, null]", T::Array),
-            ("array[0.1, 'NaN', '-Infinity', 1e20]::float8[]", T::Array),
-            ("array['2026-01-01 12:00:00', 'infinity']::timestamp[]", T::Array),
-            ("array['2026-01-01 12:00:00+00']::timestamptz[]", T::Array),
-            ("array['2026-01-01']::date[]", T::Array),
-            ("array['it''s ok', 'a, \"b\"']::mood[]", T::Array),
-            (r#"array['{"a": [1, "}\""]}', 'null']::jsonb[]"#, T::Array),
-            ("array['(1,1),(0,0)', '(2,2),(1,1)']::box[]", T::Array),
-            ("'10.0.0.1/8'::inet", T::Other),
-            ("'[1,5)'::int4range", T::Other),
-            ("'$1.50'::money", T::Other),
-            ("'101'::bit(3)", T::Other),
-            ("'(1,2)'::point", T::Other),
-            ("'a & b'::tsquery", T::Other),
-            ("'<a>x</a>'::xml", T::Other),
-            ("'pg_class'::regclass", T::Other),
-            ("'0/16B3748'::pg_lsn", T::Other),
-        ] {
+        for &(literal, kind) in AS_TO_JSON {
             let one = statement(&format!("select {literal} as v"));
             let description = snapshot.describe(&one).await.unwrap_or_else(|error| panic!("{literal}: {error}"));
             assert_eq!(description.columns[0].kind, kind, "{literal}");
@@ -136,7 +140,6 @@ fn values_are_exact_where_our_rule_differs() {
         let Some(database) = Database::fresh("values_are_exact_where_our_rule_differs", |_| ()) else { return };
         database.sql(TYPES);
         let snapshot = database.open().await;
-        use ColumnType as T;
         for (literal, kind, native, expected) in [
             ("1.10::numeric", T::Numeric, "numeric", r#""1.10""#),
             ("'NaN'::numeric", T::Numeric, "numeric", r#""NaN""#),

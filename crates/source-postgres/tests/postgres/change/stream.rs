@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use tidegate_core::record::Operation;
-use tidegate_testkit::block_on;
+use tidegate_testkit::block_on_threads;
 
 use super::world::{Taken, World};
 
@@ -24,7 +24,7 @@ fn shown(taken: &Taken, from: usize) -> Vec<(Operation, Value, Value, Value)> {
 
 #[test]
 fn rows_that_are_there_come_first_and_then_every_change_in_commit_order() {
-    block_on(async {
+    block_on_threads(async {
         let Some(world) = World::fresh("rows_that_are_there_come_first") else { return };
         world.sql("create table item (id bigint primary key, name text)");
         world.sql("insert into item values (1, 'one'), (2, 'two')");
