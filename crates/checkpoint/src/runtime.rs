@@ -39,6 +39,9 @@ pub const OUTPUTS_WAITING_MAX: usize = 65_536;
 /// Outputs that are gathered before the sink is given them.
 const OUTPUTS_AT_A_TIME: usize = 256;
 
+/// The records of all partitions as they come; `None` = a partition has ended.
+type Merged<R> = SelectAll<BoxStream<'static, (Partition, Option<Result<Sourced<R>, Cause>>)>>;
+
 /// A processor at work.
 struct Running<S: Source, P: Operator<S::Record>, K> {
     clock: Arc<dyn Clock>,
@@ -195,7 +198,7 @@ where
 {
     async fn drive(
         mut self,
-        mut streams: SelectAll<BoxStream<'static, (Partition, Option<Result<Sourced<S::Record>, Cause>>)>>,
+        mut streams: Merged<S::Record>,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<Ended, RunError> {
         let mut stop = std::pin::pin!(stop.fuse());

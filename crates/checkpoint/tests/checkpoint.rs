@@ -14,6 +14,8 @@ mod process;
 mod publish;
 #[path = "checkpoint/retention.rs"]
 mod retention;
+#[path = "checkpoint/runtime.rs"]
+mod runtime;
 #[path = "checkpoint/simulation.rs"]
 mod simulation;
 #[path = "checkpoint/suite.rs"]
