@@ -187,7 +187,7 @@ impl Assembler {
             Message::Insert { relation, new } => {
                 let table = table(relation)?;
                 let texts = table.key_texts(&new, None)?;
-                if !seen.by_copy(&table, &texts) {
+                if !seen.by_copy(&table, &texts)? {
                     let (key, row) = (table.key(&texts)?, table.row(&new, None)?);
                     open.push(&table, Operation::Insert, key, row.json, None, table.headers());
                 }
@@ -197,7 +197,7 @@ impl Assembler {
                 let table = table(relation)?;
                 let (values, before) = before(&table, &old)?;
                 let texts = table.key_texts(values, None)?;
-                if !seen.by_copy(&table, &texts) {
+                if !seen.by_copy(&table, &texts)? {
                     let key = table.key(&texts)?;
                     open.push(&table, Operation::Delete, key, "null".into(), Some(before), table.headers());
                 }
@@ -258,18 +258,22 @@ struct Seen<'a> {
 }
 
 impl Seen<'_> {
-    fn by_copy(&self, table: &Table, key: &[&str]) -> bool {
-        let Some(copy) = &self.state.copy else { return false };
-        let Some(of_table) = copy.tables.get(&table.oid) else { return false };
+    fn by_copy(&self, table: &Table, key: &[&str]) -> Result<bool, Nonsense> {
+        let Some(copy) = &self.state.copy else { return Ok(false) };
+        let Some(of_table) = copy.tables.get(&table.oid) else { return Ok(false) };
         // Mostly all snapshots of a table agree, and the key need not be looked for.
         let mut answers =
             of_table.covered.0.iter().map(|part| copy.snapshots[part.snapshot].saw(self.xid, self.commit));
-        let Some(first) = answers.next() else { return false };
+        let Some(first) = answers.next() else { return Ok(false) };
         if answers.all(|answer| answer == first) {
-            return first;
+            return Ok(first);
+        }
+        let names = table.key.iter().map(|at| &table.columns[*at].name);
+        if !names.eq(&of_table.key) {
+            return Err(Nonsense::Order("the key of a table changed while it was copied"));
         }
         let snapshot = of_table.covered.snapshot_of(&table.order, key);
-        snapshot.is_some_and(|snapshot| copy.snapshots[snapshot].saw(self.xid, self.commit))
+        Ok(snapshot.is_some_and(|snapshot| copy.snapshots[snapshot].saw(self.xid, self.commit)))
     }
 
     /// A table that is truncated between two snapshots of its copy is copied anew: all of its snapshots agree.
@@ -319,7 +323,7 @@ impl Transaction {
     ) -> Result<(), Nonsense> {
         let Some(old) = old else {
             let texts = table.key_texts(new, None)?;
-            if !seen.by_copy(table, &texts) {
+            if !seen.by_copy(table, &texts)? {
                 let (key, row) = (table.key(&texts)?, table.row(new, None)?);
                 let headers = table.headers_with(&row.unchanged, None);
                 self.push(table, Operation::Update, key, row.json, None, headers);
@@ -331,7 +335,7 @@ impl Transaction {
         let (texts, old_texts) = (table.key_texts(new, Some(values))?, table.key_texts(values, None)?);
         let (key, row) = (table.key(&texts)?, table.row(new, whole)?);
         if texts == old_texts {
-            if !seen.by_copy(table, &texts) {
+            if !seen.by_copy(table, &texts)? {
                 let headers = table.headers_with(&row.unchanged, None);
                 self.push(table, Operation::Update, key, row.json, whole.map(|_| before_json), headers);
             }
@@ -339,10 +343,10 @@ impl Transaction {
         }
         let old_key = table.key(&old_texts)?;
         let headers = table.headers_with(&row.unchanged, old_key.as_deref());
-        if !seen.by_copy(table, &old_texts) {
+        if !seen.by_copy(table, &old_texts)? {
             self.push(table, Operation::Delete, old_key, "null".into(), Some(before_json), table.headers());
         }
-        if !seen.by_copy(table, &texts) {
+        if !seen.by_copy(table, &texts)? {
             self.push(table, Operation::Insert, key, row.json, None, headers);
         }
         Ok(())
@@ -359,3 +363,6 @@ fn before<'o, 'a>(table: &Table, old: &'o Old<'a>) -> Result<(&'o [Value<'a>], A
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,8 @@ mod patience;
 mod refusal;
 #[path = "change/resume.rs"]
 mod resume;
+#[path = "change/secure.rs"]
+mod secure;
 #[path = "change/stream.rs"]
 mod stream;
 #[path = "change/world.rs"]
