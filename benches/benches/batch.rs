@@ -1,5 +1,5 @@
 //! The batch executor beside `futures::stream::buffer_unordered` with the same window on the bare store: over a store that takes
-//! 5 ms, and over one in memory that takes no time. Numbers are compared within one run only; rounds alternate, medians count. Both
+//! 5 ms, and over one in memory that takes no time, with a task an item and in place. Numbers are compared within one run only; rounds alternate, medians count. Both
 //! sides use the allocator of the product's binary.
 //!
 //! `TIDEGATE_BENCH_ROUNDS` (11) and `TIDEGATE_BENCH_OPERATIONS` (20,000) change the work.
@@ -50,15 +50,22 @@ impl Store {
     }
 }
 
-/// The store, as the executor runs it.
-struct Gets(Arc<Store>);
+/// The store, as the executor runs it. `at_hand`: what lies in memory is said to need no task.
+struct Gets {
+    store: Arc<Store>,
+    at_hand: bool,
+}
 
 impl Operate<Unweighed<usize>> for Gets {
     type Output = Bytes;
     type Error = object_store::Error;
 
     async fn operate(&self, Unweighed(index): Unweighed<usize>) -> object_store::Result<Bytes> {
-        self.0.get(index).await
+        self.store.get(index).await
+    }
+
+    fn is_at_hand(&self, _: &Unweighed<usize>) -> bool {
+        self.at_hand
     }
 }
 
@@ -82,6 +89,15 @@ async fn compare(name: &str, latency: Duration, rounds: usize, operations: usize
     let limits = Limits { permits: WINDOW * 10, ..Limits::default() };
     let executor = Executor::new(limits).expect("the limits are in range");
     let (mut bare, mut batch, mut ratio) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut in_place, mut ratio_in_place) = (Vec::new(), Vec::new());
+    let run = async |at_hand: bool| {
+        let begun = Instant::now();
+        let reservation = executor.reserve().expect("nobody else is there");
+        assert_eq!(reservation.window(), WINDOW, "the same window");
+        let input = stream::iter((0..operations).map(|index| (index, Ok::<_, object_store::Error>(Unweighed(index)))));
+        check(reservation.run(input, Gets { store: Arc::clone(&store), at_hand }), operations).await;
+        operations as f64 / begun.elapsed().as_secs_f64()
+    };
     // The first round warms up.
     for round in 0..=rounds {
         let begun = Instant::now();
@@ -94,14 +110,11 @@ async fn compare(name: &str, latency: Duration, rounds: usize, operations: usize
         check(results, operations).await;
         let bare_rate = operations as f64 / begun.elapsed().as_secs_f64();
 
-        let begun = Instant::now();
-        let reservation = executor.reserve().expect("nobody else is there");
-        assert_eq!(reservation.window(), WINDOW, "the same window");
-        let input = stream::iter((0..operations).map(|index| (index, Ok::<_, object_store::Error>(Unweighed(index)))));
-        let results = reservation.run(input, Gets(Arc::clone(&store)));
-        check(results, operations).await;
-        let batch_rate = operations as f64 / begun.elapsed().as_secs_f64();
+        let batch_rate = run(false).await;
+        let in_place_rate = run(true).await;
         if round > 0 {
+            in_place.push(in_place_rate);
+            ratio_in_place.push(in_place_rate / bare_rate);
             bare.push(bare_rate);
             batch.push(batch_rate);
             ratio.push(batch_rate / bare_rate);
@@ -111,6 +124,8 @@ async fn compare(name: &str, latency: Duration, rounds: usize, operations: usize
     report.rounds(&baseline, &bare, "op/s", true, None);
     report.rounds(&format!("{name}_executor"), &batch, "op/s", true, Some(&baseline));
     report.value(&format!("{name}_executor_ratio"), median(&ratio), "of buffer_unordered", true);
+    report.rounds(&format!("{name}_executor_at_hand"), &in_place, "op/s", true, Some(&baseline));
+    report.value(&format!("{name}_executor_at_hand_ratio"), median(&ratio_in_place), "of buffer_unordered", true);
 }
 
 /// Reads every result.

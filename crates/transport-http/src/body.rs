@@ -35,6 +35,12 @@ pub enum BodyError {
         /// The bound.
         limit_ms: u64,
     },
+    /// It comes, but so slowly that it would hold for hours what others wait for.
+    #[error("the body came with less than {min_bytes_a_second} bytes a second")]
+    TooSlow {
+        /// The bound.
+        min_bytes_a_second: u64,
+    },
     /// The connection broke, or its framing is wrong.
     #[error("the body broke off before its end")]
     Incomplete,
@@ -45,6 +51,7 @@ impl Failure for BodyError {
         match self {
             Self::TooLarge { .. } => "body_too_large",
             Self::Timeout { .. } => "body_timeout",
+            Self::TooSlow { .. } => "body_too_slow",
             Self::Incomplete => "body_incomplete",
         }
     }
@@ -52,7 +59,7 @@ impl Failure for BodyError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::TooLarge { .. } => ErrorKind::TooLarge,
-            Self::Timeout { .. } => ErrorKind::Timeout,
+            Self::Timeout { .. } | Self::TooSlow { .. } => ErrorKind::Timeout,
             Self::Incomplete => ErrorKind::Invalid,
         }
     }
@@ -61,7 +68,7 @@ impl Failure for BodyError {
         match self {
             Self::TooLarge { .. } => Retry::Never,
             // The request never began: it is safe to send it again.
-            Self::Timeout { .. } | Self::Incomplete => Retry::Now,
+            Self::Timeout { .. } | Self::TooSlow { .. } | Self::Incomplete => Retry::Now,
         }
     }
 }
@@ -73,6 +80,9 @@ impl From<BodyError> for Problem {
             BodyError::TooLarge { limit_bytes } => problem.with("max_bytes", limit_bytes),
             BodyError::Timeout { limit_ms } => {
                 problem.with_status(StatusCode::REQUEST_TIMEOUT).with("timeout_ms", limit_ms)
+            }
+            BodyError::TooSlow { min_bytes_a_second } => {
+                problem.with_status(StatusCode::REQUEST_TIMEOUT).with("min_bytes_per_second", min_bytes_a_second)
             }
             BodyError::Incomplete => problem,
         }

@@ -156,6 +156,11 @@ pub const LIMITS: &[Limit] = &[
         meaning: "The body of a batch; beyond it 413 body_too_large.",
     },
     Limit {
+        name: "http.object_min_bytes_per_second",
+        value: crate::route::object::MIN_BYTES_A_SECOND,
+        meaning: "How fast the bytes of objects and batches must come beyond twice limits.body_timeout_ms, on the average; slower is 408 body_too_slow.",
+    },
+    Limit {
         name: "http.batch_permits",
         value: crate::route::object::EXECUTOR.permits as u64,
         meaning: "Operations of all batches at one time; with none free a batch is 429 batch_capacity_exhausted.",

@@ -138,8 +138,9 @@ impl Source {
         match self {
             Self::Nothing => Err(Failed::Cut),
             Self::File { mut file, at } => {
+                // Made here: of dozens of threads that may block, each would keep pages of the allocator's for itself.
+                let mut bytes = Vec::with_capacity(wanted);
                 let read = tokio::task::spawn_blocking(move || {
-                    let mut bytes = Vec::with_capacity(wanted);
                     file.seek(SeekFrom::Start(at))?;
                     // Without the store's own cutting into small pieces, and without filling the buffer with zeros first.
                     (&file).take(wanted as u64).read_to_end(&mut bytes)?;

@@ -42,6 +42,7 @@ use range::{IfRange, asked_range};
 
 pub(super) use batch::batch;
 pub(crate) use batch::{BATCH, BODY_MAX_BYTES, EXECUTOR, PART_MAX_COUNT};
+pub(crate) use body::MIN_BYTES_A_SECOND;
 
 /// A collection of objects.
 pub(crate) const COLLECTION: &str = "/v1/objects/{usecase}/{scopes}";

@@ -501,3 +501,17 @@ fn the_server_is_not_ready_while_it_recovers() {
         assert_eq!(world.get("/readyz").await.status(), 200);
     });
 }
+
+#[test]
+fn what_was_to_be_unmodified_and_is_not_there_is_a_precondition_that_failed() {
+    block_on(async {
+        let world = World::start();
+        let since = ("if-unmodified-since", "Sat, 21 Nov 2026 10:00:00 GMT");
+        for (method, path) in [("PUT", "/v1/objects/files/_/gone"), ("DELETE", "/v1/objects/files/_/gone")] {
+            let answer = ask(world.address, method, path, &[since], b"x").await;
+            assert_eq!(refused(&answer), (412, "precondition_failed".into()), "{method}");
+        }
+        assert_eq!(world.get("/v1/objects/files/_/gone").await.status(), 404, "nothing was written");
+        nothing_is_left(&world).await;
+    });
+}

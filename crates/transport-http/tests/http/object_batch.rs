@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -499,5 +500,75 @@ fn each_part_needs_its_own_permission() {
         let refused = batch("query", all()).await;
         assert_eq!((refused.status(), refused.code()), no());
         assert_eq!(ask(world.address, "POST", PATH, &[MIXED], &body(all())).await.status(), 401);
+    });
+}
+
+#[test]
+fn a_client_that_trickles_is_given_up_and_its_room_is_free_again() {
+    block_on(async {
+        let world = Setup { settings: vec![("limits.body_timeout_ms", 100)], ..Setup::default() }.start();
+        let mut connection = Connection::open(world.address).await;
+        connection.send(chunked_head()).await;
+        connection.send(chunk(b"--edge\r\nx-tidegate-op: ins")).await;
+        let mut told = Vec::new();
+        let over = async {
+            assert_eq!(connection.head().await.unwrap().status, 200);
+            while find(&told, b"body_too_slow").is_none() {
+                // A byte before every look, well within the time that one piece may take.
+                connection.send(chunk(b"x")).await;
+                let look = tokio::time::timeout(Duration::from_millis(10), connection.chunk()).await;
+                told.extend(look.ok().flatten().unwrap_or_default());
+            }
+        };
+        within("the batch to be given up", over).await;
+        assert!(find(&told, b"\"min_bytes_per_second\":16384").is_some());
+        until("the batch to be over", async || world.in_flight() == 0).await;
+    });
+}
+
+#[test]
+fn after_five_hundred_batches_whose_clients_went_away_all_room_is_free() {
+    block_on(async {
+        let world = World::start();
+        world.put("/v1/objects/files/_/large", vec![7; 3 * MIB]).await;
+        world.put("/v1/objects/files/_/small", vec![7; 100]).await;
+        for number in 0..500 {
+            let mut connection = Connection::open(world.address).await;
+            let many = body((0..40).map(|part| match (number + part) % 4 {
+                0 => insert(&format!("new-{part}"), "x"),
+                1 => op("get", "large"),
+                2 => op("get", "small"),
+                _ => op("head", "large"),
+            }));
+            let whole = request("POST", PATH, &[MIXED], &many);
+            match number % 3 {
+                // Cut in the middle of what it sends; sent whole and never read; gone after the answer's head.
+                0 => connection.send(&whole[..whole.len() / 2]).await,
+                1 => connection.send(&whole).await,
+                _ => {
+                    connection.send(&whole).await;
+                    let _ = connection.head().await;
+                }
+            }
+            drop(connection);
+        }
+        until("what was begun to be over", async || world.in_flight() == 0).await;
+        // All of the room: as many batches at one time as on the first day.
+        let mut held = Vec::new();
+        let full = loop {
+            let mut connection = Connection::open(world.address).await;
+            connection.send(chunked_head()).await;
+            connection.send(chunk(&[insert("held", "x"), b"--edge\r\n".to_vec()].concat())).await;
+            if connection.head().await.unwrap().status == 429 {
+                break held.len();
+            }
+            held.push(connection);
+        };
+        let (mut free, mut batches) = (500_usize, 0);
+        while free > 0 {
+            free -= free.div_ceil(10);
+            batches += 1;
+        }
+        assert_eq!(full, batches, "permits were lost");
     });
 }

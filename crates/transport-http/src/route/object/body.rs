@@ -15,6 +15,7 @@ use http_body_util::BodyExt as _;
 use tidegate_batch::Collection;
 use tidegate_batch::error::PutError;
 use tidegate_batch::service::ObjectBytes;
+use tidegate_core::Moment;
 use tidegate_core::port::Cause;
 
 use super::admission::Admission;
@@ -23,7 +24,54 @@ use crate::body::{BodyError, PIECE_BYTES};
 use crate::gate::App;
 use crate::problem::Problem;
 
-/// A request's body in pieces, each of which must come within `limits.body_timeout_ms` of the last. A length beyond the bound is refused
+/// How fast the bytes of objects must come, on the average of a whole body and beyond twice `limits.body_timeout_ms`.
+pub(crate) const MIN_BYTES_A_SECOND: u64 = 16 * 1_024;
+
+/// What is given to a body to come: each piece within `limits.body_timeout_ms` of the last, and all of them at a rate, so that nobody holds
+/// what others wait for with a byte now and then. Only the time counts in which somebody waits for the body, not that in which it waits.
+pub(super) struct Pace {
+    limit_ms: u64,
+    /// What the bytes that came have earned, and what was waited for them.
+    earned: Duration,
+    waited: Duration,
+    began: Moment,
+}
+
+impl Pace {
+    pub(super) fn new(limit_ms: u64) -> Self {
+        Self {
+            limit_ms,
+            earned: Duration::from_millis(limit_ms.saturating_mul(2)),
+            waited: Duration::ZERO,
+            began: Moment::ORIGIN,
+        }
+    }
+
+    /// Somebody begins to wait now; gives for how long.
+    pub(super) fn begin(&mut self, now: Moment) -> Moment {
+        self.began = now;
+        now.after(Duration::from_millis(self.limit_ms).min(self.earned.saturating_sub(self.waited)))
+    }
+
+    /// A piece has come.
+    pub(super) fn came(&mut self, now: Moment, bytes: usize) {
+        self.waited += now.saturating_since(self.began);
+        self.began = now;
+        self.earned += Duration::from_nanos((bytes as u64).saturating_mul(1_000_000_000 / MIN_BYTES_A_SECOND));
+    }
+
+    /// None has come in time.
+    pub(super) fn over(&self) -> BodyError {
+        // Which of both was shorter.
+        if self.earned.saturating_sub(self.waited) < Duration::from_millis(self.limit_ms) {
+            BodyError::TooSlow { min_bytes_a_second: MIN_BYTES_A_SECOND }
+        } else {
+            BodyError::Timeout { limit_ms: self.limit_ms }
+        }
+    }
+}
+
+/// A request's body in pieces, each of which must come [in time](Pace). A length beyond the bound is refused
 /// before its first byte is asked for.
 ///
 /// Its bytes wait where they are limited, for which its sender is given all the time that it takes.
@@ -39,25 +87,26 @@ pub(super) fn incoming(
     let shape = Admission::of(app, collection).shape_or_withdraw(body.size_hint().exact())?;
     let clock = Arc::clone(&app.services.clock);
     let limit_ms = app.services.streams.settings().freeze().limits_body_timeout_ms();
-    let pieces = stream::try_unfold((body, shape), move |(mut body, mut shape)| {
+    let pieces = stream::try_unfold((body, shape, Pace::new(limit_ms)), move |(mut body, mut shape, mut pace)| {
         let clock = Arc::clone(&clock);
         async move {
-            let deadline = clock.now().after(Duration::from_millis(limit_ms));
+            let deadline = pace.begin(clock.now());
             loop {
                 let frame = tokio::select! {
                     // First, so that a piece that is there already costs no timer.
                     biased;
                     frame = body.frame() => frame,
-                    () = clock.sleep_until(deadline) => return Err(Cause::from(BodyError::Timeout { limit_ms })),
+                    () = clock.sleep_until(deadline) => return Err(Cause::from(pace.over())),
                 };
                 match frame.map(|frame| frame.map(Frame::into_data)) {
                     None => return Ok(None),
                     Some(Err(_)) => return Err(Cause::from(BodyError::Incomplete)),
                     Some(Ok(Ok(data))) => {
+                        pace.came(clock.now(), data.len());
                         if let Some(shape) = &mut shape {
                             shape.pass(data.len()).await;
                         }
-                        return Ok(Some((data, (body, shape))));
+                        return Ok(Some((data, (body, shape, pace))));
                     }
                     // Trailers.
                     Some(Ok(Err(_))) => {}
@@ -151,5 +200,49 @@ impl http_body::Body for ObjectBody {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.0.left())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_body_that_trickles_is_given_up_and_a_slow_large_one_is_not() {
+        let mut pace = Pace::new(30_000);
+        let mut now = Moment::ORIGIN;
+        // A byte every second.
+        let trickled = loop {
+            let deadline = pace.begin(now);
+            now = now.after(SECOND);
+            if deadline < now {
+                break now;
+            }
+            pace.came(now, 1);
+        };
+        assert!(trickled.saturating_since(Moment::ORIGIN) <= 62 * SECOND);
+        assert_eq!(pace.over(), BodyError::TooSlow { min_bytes_a_second: MIN_BYTES_A_SECOND });
+        // A piece of 256 KiB every ten seconds, for a day.
+        let mut pace = Pace::new(30_000);
+        for _ in 0..8_640 {
+            assert!(pace.begin(now) > now.after(10 * SECOND));
+            now = now.after(10 * SECOND);
+            pace.came(now, 256 * 1_024);
+        }
+    }
+
+    #[test]
+    fn time_in_which_the_body_waits_for_us_does_not_count_and_silence_is_another_error() {
+        let mut pace = Pace::new(30_000);
+        let mut now = Moment::ORIGIN;
+        for _ in 0..100 {
+            assert!(pace.begin(now) > now);
+            pace.came(now, 1);
+            now = now.after(3_600 * SECOND);
+        }
+        pace.begin(now);
+        assert_eq!(pace.over(), BodyError::Timeout { limit_ms: 30_000 });
     }
 }

@@ -82,7 +82,8 @@ impl Conditions {
                 self.unmodified(&info)?;
                 Ok(Condition { if_match: Some(Versions::OneOf(vec![info.version])), ..self.condition })
             }
-            // What is not there has no time.
+            // What is not there has changed since: the writer has seen something that was deleted, and would bring it back unawares.
+            None if self.unmodified_since.is_some() => Err(precondition_problem(PreconditionFailed { current: None })),
             _ => Ok(self.condition),
         }
     }

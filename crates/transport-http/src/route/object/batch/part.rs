@@ -2,7 +2,6 @@
 //! and is told once, after everything else.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -21,6 +20,7 @@ use tidegate_core::{Clock, Principal, Retry};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::super::admission::{Admission, Shape};
+use super::super::body::Pace;
 use super::super::metadata::{digest, metadata};
 use super::super::place::key_of;
 use super::super::problem::put_problem;
@@ -69,7 +69,7 @@ pub(super) struct Parts {
     body: Body,
     reader: Reader,
     clock: Arc<dyn Clock>,
-    limit_ms: u64,
+    pace: Pace,
     principal: Principal,
     admission: Admission,
     /// Holds the body back where its bytes are limited.
@@ -96,7 +96,7 @@ impl Parts {
             body,
             reader: Reader::new(boundary),
             clock: Arc::clone(&app.services.clock),
-            limit_ms: app.services.streams.settings().freeze().limits_body_timeout_ms(),
+            pace: Pace::new(app.services.streams.settings().freeze().limits_body_timeout_ms()),
             principal,
             admission,
             shape,
@@ -162,20 +162,21 @@ impl Parts {
 
     /// Takes in more of the body; `false` at its end.
     async fn more(&mut self) -> Result<bool, Box<Problem>> {
-        let deadline = self.clock.now().after(Duration::from_millis(self.limit_ms));
+        let deadline = self.pace.begin(self.clock.now());
         loop {
             let frame = tokio::select! {
                 // First, so that a piece that is there already costs no timer.
                 biased;
                 frame = self.body.frame() => frame,
                 () = self.clock.sleep_until(deadline) => {
-                    return Err(Box::new(BodyError::Timeout { limit_ms: self.limit_ms }.into()));
+                    return Err(Box::new(self.pace.over().into()));
                 }
             };
             let Some(frame) = frame else { return Ok(false) };
             let Ok(frame) = frame else { return Err(Box::new(BodyError::Incomplete.into())) };
             // Trailers mean nothing here.
             let Ok(data) = frame.into_data() else { continue };
+            self.pace.came(self.clock.now(), data.len());
             self.read_bytes += data.len() as u64;
             if self.read_bytes > BODY_MAX_BYTES {
                 return Err(Box::new(body_too_large()));
