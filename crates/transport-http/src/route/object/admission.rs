@@ -30,7 +30,7 @@ pub(super) fn in_collection(
     access: Access,
 ) -> Result<Collection, Problem> {
     let collection = place::in_collection(principal, uri)?;
-    Admission::of(app, &collection).admit(access)?;
+    admit(&app.services.object_policy, app.services.clock.as_ref(), &collection, access)?;
     Ok(collection)
 }
 
@@ -42,8 +42,12 @@ pub(super) fn object(
     access: Access,
 ) -> Result<(Collection, ObjectKey), Problem> {
     let (collection, key) = place::object(principal, uri)?;
-    Admission::of(app, &collection).admit(access)?;
+    admit(&app.services.object_policy, app.services.clock.as_ref(), &collection, access)?;
     Ok((collection, key))
+}
+
+fn admit(policy: &PolicyCell, clock: &dyn Clock, collection: &Collection, access: Access) -> Result<(), Problem> {
+    policy.admit(clock.now(), collection, access).map_err(|refused| problem(&refused))
 }
 
 /// What decides for one collection.
@@ -65,7 +69,7 @@ impl Admission {
 
     /// Whether one operation may be done; it counts if so.
     pub(super) fn admit(&self, access: Access) -> Result<(), Problem> {
-        self.policy.admit(self.clock.now(), &self.collection, access).map_err(|refused| problem(&refused))
+        admit(&self.policy, self.clock.as_ref(), &self.collection, access)
     }
 
     /// What holds a body back whose bytes are limited. `length` is how many it has, where that is known. Refused while too much is owed.
@@ -138,8 +142,10 @@ impl Drop for Shape {
 
 /// An answer to an operation that was admitted, its bytes held back where they are limited.
 pub(super) fn shaped(app: &App, collection: &Collection, response: Response) -> Result<Response, Problem> {
-    let length = response.body().size_hint().exact();
-    let shape = Admission::of(app, collection).shape_or_withdraw(length)?;
+    if !app.services.object_policy.is_shaped(collection) {
+        return Ok(response);
+    }
+    let shape = Admission::of(app, collection).shape_or_withdraw(response.body().size_hint().exact())?;
     Ok(held_back(response, shape))
 }
 
