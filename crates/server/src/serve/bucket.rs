@@ -92,6 +92,10 @@ pub enum BucketError {
 
 /// Makes a client of the bucket. Asks it nothing.
 pub(super) fn client(s3: &S3, variables: &dyn Fn(&str) -> Option<String>) -> Result<Bucket, BucketError> {
+    Ok(PrefixStore::new(without_prefix(s3, variables)?, Path::from(s3.prefix.as_str())))
+}
+
+fn without_prefix(s3: &S3, variables: &dyn Fn(&str) -> Option<String>) -> Result<AmazonS3, BucketError> {
     let mut options = ClientOptions::new()
         .with_user_agent(http_header(concat!("tidegate/", env!("CARGO_PKG_VERSION"))))
         .with_allow_http(s3.endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("http:")))
@@ -145,7 +149,7 @@ pub(super) fn client(s3: &S3, variables: &dyn Fn(&str) -> Option<String>) -> Res
             _ => endpoint.clone(),
         });
     }
-    let store = builder
+    builder
         .with_bucket_name(&s3.bucket)
         .with_virtual_hosted_style_request(virtual_hosted)
         .with_client_options(options)
@@ -153,8 +157,7 @@ pub(super) fn client(s3: &S3, variables: &dyn Fn(&str) -> Option<String>) -> Res
         // Blobs are deleted one by one; not every store knows the request for many.
         .with_disable_bulk_delete(true)
         .build()
-        .map_err(BucketError::Settings)?;
-    Ok(PrefixStore::new(store, Path::from(s3.prefix.as_str())))
+        .map_err(BucketError::Settings)
 }
 
 fn http_header(text: &'static str) -> reqwest::header::HeaderValue {
@@ -271,5 +274,80 @@ async fn probe_at(
         Err(Error::NotFound { .. }) => Ok(()),
         Ok(_) => Err(BucketError::StillThere),
         Err(error) => Err(step("say that an object is not there (HEAD)")(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+    use object_store::signer::Signer as _;
+    use tidegate_core::system::SystemClock;
+    use tidegate_testkit::block_on;
+
+    use super::*;
+    use crate::config::{Cold, Flags, Inputs, load};
+
+    fn s3(settings: &[(&str, &str)]) -> S3 {
+        let mut flags = Flags::default();
+        flags.set("--set", "objects.cold", "s3://my-bucket/p");
+        for (key, value) in settings {
+            flags.set("--set", &format!("objects.s3.{key}"), *value);
+        }
+        match load(&Inputs { flags, ..Inputs::default() }).unwrap().config.objects.cold {
+            Cold::S3(s3) => *s3,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    const ENVIRONMENT: [(&str, &str); 4] = [
+        ("AWS_ACCESS_KEY_ID", "of-environment"),
+        ("AWS_SECRET_ACCESS_KEY", "s"),
+        ("AWS_SESSION_TOKEN", "t"),
+        ("AWS_REGION", "us-west-2"),
+    ];
+
+    fn open(settings: &[(&str, &str)]) -> AmazonS3 {
+        crate::client::install_crypto();
+        let variables =
+            |name: &str| ENVIRONMENT.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        without_prefix(&s3(settings), &variables).unwrap()
+    }
+
+    #[test]
+    fn a_bucket_is_named_in_the_host_at_amazon_and_in_the_path_elsewhere_unless_told() {
+        block_on(async {
+            for (settings, place) in [
+                (&[][..], "https://my-bucket.s3.us-west-2.amazonaws.com/x"),
+                (&[("addressing", "path"), ("region", "eu")], "https://s3.eu.amazonaws.com/my-bucket/x"),
+                (&[("endpoint", "https://h:9000/")], "https://h:9000/my-bucket/x"),
+                (&[("endpoint", "https://h:9000"), ("addressing", "virtual")], "https://my-bucket.h:9000/x"),
+            ] {
+                let signed = open(settings).signed_url(reqwest::Method::GET, &Path::from("x"), PAUSE).await.unwrap();
+                assert_eq!(signed.as_str().split('?').next(), Some(place));
+            }
+        });
+    }
+
+    #[test]
+    fn who_asks_is_what_the_configuration_says_whole_or_else_the_environment() {
+        block_on(async {
+            let of_environment = open(&[]).credentials().get_credential().await.unwrap();
+            assert_eq!(of_environment.key_id, "of-environment");
+            assert_eq!(of_environment.token.as_deref(), Some("t"));
+            let settings = [("access_key_id", "mine"), ("secret_access_key", "m")];
+            let mine = open(&settings).credentials().get_credential().await.unwrap();
+            // The environment's token belongs to the environment's key.
+            assert_eq!((mine.key_id.as_str(), mine.secret_key.as_str(), &mine.token), ("mine", "m", &None));
+        });
+    }
+
+    #[test]
+    fn a_store_that_does_all_that_is_asked_of_it_is_taken_and_nothing_is_left_in_it() {
+        block_on(async {
+            let store = InMemory::new();
+            store.put(&Path::from(PROBE), "left by a start that was killed".into()).await.unwrap();
+            probe(&store, &SystemClock::new(), PAUSE).await.unwrap();
+            assert!(matches!(store.head(&Path::from(PROBE)).await, Err(Error::NotFound { .. })));
+        });
     }
 }
