@@ -29,6 +29,8 @@ const LENGTH: &str = "x-tidegate-length";
 
 /// Up to this size a part's bytes are laid beside others into one piece.
 const SMALL_BYTES: usize = 16 * 1_024;
+/// What most heads need, with room.
+const HEAD_BYTES: usize = 2 * 1_024;
 /// Objects' bytes of one batch that may be laid out and not yet taken by the client without keeping their places of the window.
 pub(super) const LAID_MAX_BYTES: usize = 1_024 * 1_024;
 
@@ -88,6 +90,15 @@ impl Renderer {
         tag: Tag,
         result: Result<Done, ItemError<Box<Problem>, Problem>>,
     ) -> Result<(), Gone> {
+        if self.out.capacity() - self.out.len() < HEAD_BYTES {
+            // The second time for all that goes on together, so that what is laid out is not moved again and again.
+            let whole = PIECE_BYTES + SMALL_BYTES + HEAD_BYTES;
+            self.out.reserve(if self.out.is_empty() {
+                HEAD_BYTES
+            } else {
+                whole.saturating_sub(self.out.len()).max(HEAD_BYTES)
+            });
+        }
         self.writer.begin_part(&mut self.out);
         let head = &mut Head { writer: &self.writer, out: &mut self.out };
         head.number(INDEX, tag.index as u64);
