@@ -85,12 +85,10 @@ impl ScriptedChanges {
     pub fn commit_in_parts(&self, parts: Vec<Vec<(Box<str>, Change)>>) {
         let mut script = self.shared.script.lock();
         let position = script.transactions.len();
-        let mut index = 0;
         let mut parts = parts;
-        for (_, change) in parts.iter_mut().flatten() {
+        for (index, (_, change)) in (0..).zip(parts.iter_mut().flatten()) {
             let transaction = position.to_string().into();
             change.source = Some(Origin { position: SourcePosition(position.to_string().into()), transaction, index });
-            index += 1;
         }
         script.transactions.push(parts);
         drop(script);

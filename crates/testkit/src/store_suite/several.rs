@@ -10,8 +10,11 @@ use tidegate_core::position::{Offset, Partition};
 use super::*;
 use crate::wait::within;
 
+/// A stream, and what goes to its partitions.
+type Part<'a> = (&'a StreamId, Vec<(u32, Vec<AppendRecord>)>);
+
 /// A batch for these partitions of these streams, as of the world's clock.
-fn several<W: StoreWorld>(world: &W, parts: Vec<(&StreamId, Vec<(u32, Vec<AppendRecord>)>)>) -> AppendBatch {
+fn several<W: StoreWorld>(world: &W, parts: Vec<Part<'_>>) -> AppendBatch {
     let streams = parts.into_iter().flat_map(|(stream, partitions)| batch(world, stream, partitions).streams);
     AppendBatch { streams: streams.collect(), state: Vec::new(), durability: Durability::Fsync }
 }
