@@ -28,6 +28,12 @@ impl SourceState {
     pub const ALL: &'static [Self] =
         &[Self::Copying, Self::Streaming, Self::Waiting, Self::Spilling, Self::Gap, Self::Failed];
 
+    /// Whether it does not go on before somebody does something.
+    #[must_use]
+    pub const fn needs_a_person(self) -> bool {
+        matches!(self, Self::Gap | Self::Failed)
+    }
+
     /// Its name on every wire.
     #[must_use]
     pub const fn name(self) -> &'static str {
