@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use futures::TryStreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 use tidegate_core::id::Name;
 
 use crate::error::{AppendError, DamageKind, ReadError};
@@ -26,6 +26,8 @@ pub const BUCKETS: u32 = 64;
 pub const ITEM_MAX_BYTES: usize = 64 * 1_024 * 1_024;
 /// Segments of one bucket; with more it is written anew.
 pub const SEGMENTS_MAX: usize = 128;
+/// Segments that are read at the same time, in order: a state of many small ones is not read at the pace of one request after the other.
+const SEGMENTS_IN_FLIGHT: usize = 8;
 /// The form of the segments: see [`StateRef::form`].
 pub(crate) const FORM: u8 = 1;
 /// The length that stands for "there is no such key any more".
@@ -178,15 +180,19 @@ impl KeyedState {
             return Err(inconsistent("the state is not a keyed one"));
         }
         let mut state = Self { since: Some(generation), ..Self::new() };
-        for (number, segment) in &reader.state.segments {
+        let segments = futures::stream::iter(reader.state.segments.clone()).map(|(number, segment)| {
+            let pieces = reader.chunks.segment(segment);
+            async move { Ok::<_, ReadError>((number, pieces.try_collect::<Vec<Bytes>>().await?)) }
+        });
+        let mut segments = segments.buffered(SEGMENTS_IN_FLIGHT);
+        while let Some((number, pieces)) = segments.try_next().await? {
             let bucket = state
                 .buckets
-                .get_mut(*number as usize)
+                .get_mut(number as usize)
                 .ok_or_else(|| inconsistent("a segment is in a bucket that there is not"))?;
             let entries = Arc::make_mut(&mut bucket.entries);
-            let mut pieces = reader.chunks.segment(segment.clone());
             let mut left = BytesMut::new();
-            while let Some(piece) = pieces.try_next().await? {
+            for piece in pieces {
                 left.extend_from_slice(&piece);
                 while let Some((key, value)) = take_item(&mut left) {
                     match value {

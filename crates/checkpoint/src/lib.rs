@@ -49,6 +49,8 @@ pub struct Spec {
     pub pack_bytes: usize,
     /// A save copies at most one in so many bytes of the state out of packs of which little is needed.
     pub repack_share: u64,
+    /// Chunks that a manifest names itself; the lists of states beyond them lie in packs. About 40 bytes each: a manifest has at most 64 MiB.
+    pub inline_chunks: usize,
     /// How long a reader in another process is honoured from when the collector first saw it.
     pub reader_ttl: std::time::Duration,
 }
@@ -60,6 +62,7 @@ impl Default for Spec {
             retention: Retention::default(),
             pack_bytes: 32 * 1_024 * 1_024,
             repack_share: 256,
+            inline_chunks: 32_768,
             reader_ttl: std::time::Duration::from_secs(3_600),
         }
     }

@@ -25,8 +25,6 @@ const WINDOW_BYTES: usize = 4 * 1_024 * 1_024;
 const WINDOWS_IN_FLIGHT: usize = 2;
 /// Packs that are being written at the same time.
 const PACKS_IN_FLIGHT: usize = 2;
-/// Chunks that all states of one manifest name in the manifest itself; what is beyond them is named in parts of lists that lie in packs.
-pub(crate) const INLINE_CHUNKS_MAX: usize = 32_768;
 /// Chunks that one part of a list names.
 pub(crate) const INDEX_CHUNKS: usize = 32_768;
 /// The version of the layout of a part of a list.
@@ -217,7 +215,7 @@ impl Save {
         let length = chunks.iter().map(|chunk| u64::from(chunk.length)).sum();
         let digest = Digest::of_all(chunks.iter().map(|chunk| &chunk.digest));
         let named: usize = self.stats.chunks.try_into().unwrap_or(usize::MAX);
-        if named <= INLINE_CHUNKS_MAX {
+        if named <= self.writer.inner.spec.inline_chunks {
             return Ok(Segment { length, digest, chunks: ChunkList::Inline(chunks) });
         }
         self.indexed.extend(chunks.iter().map(|chunk| chunk.pack));

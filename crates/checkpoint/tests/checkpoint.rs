@@ -1,5 +1,6 @@
 //! The promises of checkpoints, over real stores. Nothing in here waits for time to pass.
-#![allow(clippy::disallowed_methods, reason = "tests")]
+#![allow(clippy::disallowed_methods, reason = "real processes are waited for on the system's clock")]
+#![allow(clippy::unwrap_used, reason = "what a test builds must be there, or the test fails")]
 
 #[path = "checkpoint/world.rs"]
 mod world;

@@ -180,3 +180,37 @@ fn positions_say_the_next_to_read() {
         assert_eq!(newest.manifest.positions[&name("orders")][&Partition(0)], Next::Offset(Offset::ZERO));
     });
 }
+
+#[test]
+fn a_state_of_too_many_chunks_for_a_manifest_has_its_lists_in_packs_and_is_checked_like_any_other() {
+    block_on(async {
+        let mut world = World::new();
+        world.spec = Spec { inline_chunks: 4, ..Spec::default() };
+        let (writer, _) = world.claim(1, Mode::IfFree).await;
+        let mut state = noise(1, 3_000_000).to_vec();
+        saved(&writer, state.clone().into(), draft(1, 1)).await;
+        assert!(writer.newest().unwrap().manifest_bytes < 500);
+        for n in 2..7_u8 {
+            state[1_500_000] = n;
+            let mut making = writer.begin().await.unwrap();
+            making.state(name("sums"), whole(state.clone().into())).await.unwrap();
+            assert!(making.stats().written_bytes < 300_000, "its chunk, and the list");
+            assert!(matches!(making.publish(draft(n.into(), 1)).await.unwrap(), Written::Done(_)));
+            assert!(matches!(writer.collect().await.unwrap(), Written::Done(_)));
+        }
+        let newest = writer.newest().unwrap();
+        assert!(world.job(2).verify(newest.id.generation).await.unwrap().is_empty());
+        let _ = writer.release().await.unwrap();
+        let (_, mut recovery) = world.claim(2, Mode::IfFree).await;
+        let found = recovery.newest_whole().await.unwrap().unwrap();
+        assert!(found.state("sums").unwrap().read(1 << 22).await.unwrap() == state);
+        // The list itself is damaged: named, and the predecessor is used.
+        let (last, bytes) = newest.manifest.packs.last_key_value().unwrap();
+        let path = format!("root/totals/packs/{last}");
+        let mut damaged = world.bytes(&path).await;
+        damaged[usize::try_from(*bytes).unwrap() - 1] ^= 1;
+        world.overwrite(&path, damaged).await;
+        let damages = world.job(2).verify(newest.id.generation).await.unwrap();
+        assert_eq!(&*damages[0].object, path);
+    });
+}

@@ -113,7 +113,8 @@ impl Stepped {
     }
 
     async fn deliver_late(&self) {
-        for (path, payload, options) in std::mem::take(&mut *self.late.lock()) {
+        let late = std::mem::take(&mut *self.late.lock());
+        for (path, payload, options) in late {
             let _too_late = self.inner.put_opts(&path, payload, options).await;
         }
     }
@@ -347,8 +348,7 @@ async fn steps_of_a_life() -> u64 {
     let outside = Outside::default();
     live(&world_on(Arc::clone(&store)), 1, &outside, async |_| {}).await;
     outside.assert_once("undisturbed");
-    let steps = *store.steps.lock();
-    steps
+    *store.steps.lock()
 }
 
 async fn one(step: u64, fate: Fate, wakes_at: u64, lives_before: bool) {
