@@ -9,7 +9,7 @@
 //!   more than the bound                what there is goes out as a part, at the position before the transaction
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use tidegate_core::time::Timestamp;
 
 use super::lsn::Lsn;
 use super::pgoutput::{Message, Old, Value};
-use super::state::{Part, State};
+use super::state::{Copy, Part, State};
 use super::table::{Table, Unreadable};
 
 /// What a change takes beside its texts, roughly.
@@ -154,18 +154,10 @@ impl Assembler {
         Ok(Some(self.batch(transaction.changes)))
     }
 
-    /// A table looks like this from now on.
-    pub(crate) fn describe(&mut self, table: Arc<Table>) -> Result<(), Nonsense> {
-        let open = self.transaction.as_mut();
-        let skipping = open.as_ref().is_some_and(|open| open.stored || open.messages < open.skip);
-        if !skipping && self.state.schemas.get(&table.oid) != Some(&table.version) {
-            let open = open.ok_or(Nonsense::Order("a table was described outside of a transaction"))?;
-            self.state.schemas.insert(table.oid, table.version);
-            self.encoded = None;
-            open.push(&table, Operation::Message, None, table.description(), None, table.headers());
-        }
+    /// A table looks like this from now on. That is said before its next change, and not before: the server describes tables of
+    /// which it sends none, such as partitions that are published as their root.
+    pub(crate) fn describe(&mut self, table: Arc<Table>) {
         self.tables.insert(table.oid, table);
-        Ok(())
     }
 
     /// Everything up to here was given.
@@ -182,31 +174,46 @@ impl Assembler {
             return Ok(None);
         }
         let table = |oid: u32| self.tables.get(&oid).map(Arc::clone).ok_or(Nonsense::UnknownTable(oid));
-        let seen = Seen { state: &self.state, xid: open.xid, commit: open.commit };
+        let seen = Seen { copy: self.state.copy.as_ref(), xid: open.xid, commit: open.commit };
+        let mut known = Schemas { known: &mut self.state.schemas, encoded: &mut self.encoded };
         match message {
             Message::Insert { relation, new } => {
                 let table = table(relation)?;
                 let texts = table.key_texts(&new, None)?;
                 if !seen.by_copy(&table, &texts)? {
                     let (key, row) = (table.key(&texts)?, table.row(&new, None)?);
-                    open.push(&table, Operation::Insert, key, row.json, None, table.headers());
+                    open.push(&mut known, &table, Operation::Insert, key, (row.json, None), table.headers());
                 }
             }
-            Message::Update { relation, old, new } => open.update(&*table(relation)?, &seen, old, &new)?,
+            Message::Update { relation, old, new } => open.update(&mut known, &*table(relation)?, &seen, old, &new)?,
             Message::Delete { relation, old } => {
                 let table = table(relation)?;
                 let (values, before) = before(&table, &old)?;
                 let texts = table.key_texts(values, None)?;
                 if !seen.by_copy(&table, &texts)? {
                     let key = table.key(&texts)?;
-                    open.push(&table, Operation::Delete, key, "null".into(), Some(before), table.headers());
+                    open.push(
+                        &mut known,
+                        &table,
+                        Operation::Delete,
+                        key,
+                        ("null".into(), Some(before)),
+                        table.headers(),
+                    );
                 }
             }
             Message::Truncate { relations, .. } => {
                 for oid in relations {
                     let table = table(oid)?;
                     if !seen.truncate(&table) {
-                        open.push(&table, Operation::Truncate, None, "null".into(), None, table.headers());
+                        open.push(
+                            &mut known,
+                            &table,
+                            Operation::Truncate,
+                            None,
+                            ("null".into(), None),
+                            table.headers(),
+                        );
                     }
                 }
             }
@@ -250,16 +257,25 @@ impl Assembler {
     }
 }
 
+/// The value, and the value before.
+type Values = (Arc<str>, Option<Arc<str>>);
+
+/// What was said of the tables, in the state.
+struct Schemas<'a> {
+    known: &'a mut BTreeMap<u32, u64>,
+    encoded: &'a mut Option<Bytes>,
+}
+
 /// Whether the first copy already gave what a transaction did.
 struct Seen<'a> {
-    state: &'a State,
+    copy: Option<&'a Copy>,
     xid: u32,
     commit: Lsn,
 }
 
 impl Seen<'_> {
     fn by_copy(&self, table: &Table, key: &[&str]) -> Result<bool, Nonsense> {
-        let Some(copy) = &self.state.copy else { return Ok(false) };
+        let Some(copy) = self.copy else { return Ok(false) };
         let Some(of_table) = copy.tables.get(&table.oid) else { return Ok(false) };
         // Mostly all snapshots of a table agree, and the key need not be looked for.
         let mut answers =
@@ -278,7 +294,7 @@ impl Seen<'_> {
 
     /// A table that is truncated between two snapshots of its copy is copied anew: all of its snapshots agree.
     fn truncate(&self, table: &Table) -> bool {
-        let Some(copy) = &self.state.copy else { return false };
+        let Some(copy) = self.copy else { return false };
         let parts = copy.tables.get(&table.oid).into_iter().flat_map(|of_table| &of_table.covered.0);
         let mut parts = parts.peekable();
         parts.peek().is_some() && parts.all(|part| copy.snapshots[part.snapshot].saw(self.xid, self.commit))
@@ -286,13 +302,30 @@ impl Seen<'_> {
 }
 
 impl Transaction {
+    /// Adds a change; before it what its table looks like, where that is new.
     fn push(
+        &mut self,
+        known: &mut Schemas<'_>,
+        table: &Table,
+        operation: Operation,
+        key: Option<Arc<str>>,
+        values: Values,
+        headers: Arc<str>,
+    ) {
+        if known.known.get(&table.oid) != Some(&table.version) {
+            known.known.insert(table.oid, table.version);
+            *known.encoded = None;
+            self.add(table, Operation::Message, None, (table.description(), None), table.headers());
+        }
+        self.add(table, operation, key, values, headers);
+    }
+
+    fn add(
         &mut self,
         table: &Table,
         operation: Operation,
         key: Option<Arc<str>>,
-        value: Arc<str>,
-        before: Option<Arc<str>>,
+        (value, before): Values,
         headers: Arc<str>,
     ) {
         self.bytes += CHANGE_BYTES
@@ -316,6 +349,7 @@ impl Transaction {
     /// An update is one change; one that gives the row another key is two, each under its own key.
     fn update(
         &mut self,
+        known: &mut Schemas<'_>,
         table: &Table,
         seen: &Seen<'_>,
         old: Option<Old<'_>>,
@@ -326,7 +360,7 @@ impl Transaction {
             if !seen.by_copy(table, &texts)? {
                 let (key, row) = (table.key(&texts)?, table.row(new, None)?);
                 let headers = table.headers_with(&row.unchanged, None);
-                self.push(table, Operation::Update, key, row.json, None, headers);
+                self.push(known, table, Operation::Update, key, (row.json, None), headers);
             }
             return Ok(());
         };
@@ -337,17 +371,17 @@ impl Transaction {
         if texts == old_texts {
             if !seen.by_copy(table, &texts)? {
                 let headers = table.headers_with(&row.unchanged, None);
-                self.push(table, Operation::Update, key, row.json, whole.map(|_| before_json), headers);
+                self.push(known, table, Operation::Update, key, (row.json, whole.map(|_| before_json)), headers);
             }
             return Ok(());
         }
         let old_key = table.key(&old_texts)?;
         let headers = table.headers_with(&row.unchanged, old_key.as_deref());
         if !seen.by_copy(table, &old_texts)? {
-            self.push(table, Operation::Delete, old_key, "null".into(), Some(before_json), table.headers());
+            self.push(known, table, Operation::Delete, old_key, ("null".into(), Some(before_json)), table.headers());
         }
         if !seen.by_copy(table, &texts)? {
-            self.push(table, Operation::Insert, key, row.json, None, headers);
+            self.push(known, table, Operation::Insert, key, (row.json, None), headers);
         }
         Ok(())
     }

@@ -62,10 +62,15 @@ impl Feed {
         Self { loads, current: Vec::new().into_iter(), room: None, task }
     }
 
+    /// The next frame, where it is at hand.
+    pub(crate) fn ready(&mut self) -> Option<Frame> {
+        self.current.next()
+    }
+
     /// The next frame. It can be given up at any moment without losing one.
     pub(crate) async fn next(&mut self) -> Result<Frame, WireError> {
         loop {
-            if let Some(frame) = self.current.next() {
+            if let Some(frame) = self.ready() {
                 return Ok(frame);
             }
             self.room = None;

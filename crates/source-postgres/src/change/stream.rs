@@ -178,10 +178,13 @@ async fn stream(
 ) -> Result<ChangeBatch, End> {
     let advance_at = given_at + shared.server.change.idle_advance;
     loop {
-        let frame = tokio::select! {
-            biased;
-            frame = feed.next() => frame.map_err(End::Wire)?,
-            () = sleep_until(advance_at), if assembler.is_ahead() => return Ok(assembler.advance()),
+        let frame = match feed.ready() {
+            Some(frame) => frame,
+            None => tokio::select! {
+                biased;
+                frame = feed.next() => frame.map_err(End::Wire)?,
+                () = sleep_until(advance_at), if assembler.is_ahead() => return Ok(assembler.advance()),
+            },
         };
         let bytes = match frame {
             Frame::Reached(end) => {
@@ -197,7 +200,7 @@ async fn stream(
             Message::Relation(relation) => {
                 alive(&shared.server, link).await.map_err(End::Failed)?;
                 let table = shared.server.describe(link, &relation).await.map_err(End::Failed)?;
-                assembler.describe(table)?;
+                assembler.describe(table);
             }
             message => {
                 if let Some(batch) = assembler.take(message)? {

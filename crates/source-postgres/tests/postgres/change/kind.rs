@@ -176,3 +176,53 @@ fn a_truncate_names_each_of_its_tables_and_an_altered_table_is_described_before_
         );
     });
 }
+
+#[test]
+fn the_copy_gives_what_the_publication_publishes_and_nothing_else() {
+    block_on_threads(async {
+        let Some(world) = World::fresh("the_copy_gives_what_the_publication_publishes") else { return };
+        world.sql("create table part (id int primary key, \"B\" text, secret text, twice int generated always as (id * 2) stored)");
+        world.sql("insert into part values (1, 'no', 's'), (2, 'yes', 's'), (3, 'yes', 's')");
+        world.sql("create table tree (id int, region text, primary key (id, region)) partition by list (region)");
+        world.sql("create table tree_a partition of tree for values in ('a'); create table tree_b partition of tree for values in ('b')");
+        world.sql("insert into tree values (1, 'a'), (2, 'b')");
+        world.sql("create table parent (id int primary key); create table child () inherits (parent)");
+        world
+            .sql("alter table child add primary key (id); insert into parent values (1); insert into child values (2)");
+        let version: i32 = world.sql("show server_version_num").trim().parse().expect("a number");
+        let only = if version >= 150_000 { "(id, \"B\") where (id <> 1)" } else { "" };
+        world.sql(&format!(
+            "create publication {} for table part {only}, table tree, table only parent, table child \
+             with (publish_via_partition_root = true)",
+            world.name
+        ));
+        let source = world.source(|_| ());
+        let mut taken = Taken::default();
+        let mut stream = taken.open(&source).await;
+        taken.until(&source, &mut stream, |taken| taken.records.len() >= 6).await;
+        world.sql("update part set \"B\" = 'now' where id = 2; insert into tree values (3, 'a'); insert into child values (5)");
+        taken.until(&source, &mut stream, |taken| taken.has(r#"{"id":5}"#)).await;
+        let mut shown: Vec<String> = taken
+            .records
+            .iter()
+            .map(|(table, change)| format!("{table} {:?} {}", change.operation, change.value))
+            .collect();
+        shown[..6].sort();
+        if version >= 150_000 {
+            assert_eq!(
+                shown,
+                [
+                    r#"public.child Insert {"id":2}"#,
+                    r#"public.parent Insert {"id":1}"#,
+                    r#"public.part Insert {"id":2,"B":"yes"}"#,
+                    r#"public.part Insert {"id":3,"B":"yes"}"#,
+                    r#"public.tree Insert {"id":1,"region":"a"}"#,
+                    r#"public.tree Insert {"id":2,"region":"b"}"#,
+                    r#"public.part Update {"id":2,"B":"now"}"#,
+                    r#"public.tree Insert {"id":3,"region":"a"}"#,
+                    r#"public.child Insert {"id":5}"#,
+                ]
+            );
+        }
+    });
+}

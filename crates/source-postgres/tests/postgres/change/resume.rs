@@ -240,3 +240,28 @@ fn a_postgresql_that_is_killed_in_the_middle_loses_nothing_and_repeats_nothing()
         assert_eq!(taken.fold("public.item", "id"), world.rows("item", "id"));
     });
 }
+
+#[test]
+fn a_reader_that_is_cut_before_its_first_batch_begins_again_with_the_slot_that_it_made() {
+    block_on_threads(async {
+        let Some(world) = World::fresh("a_reader_that_is_cut_before_its_first_batch") else { return };
+        world.sql("create table item (id int primary key, n int)");
+        world.sql("insert into item select i, i from generate_series(1, 100) i");
+        let mut taken = Taken::default();
+        for round in 1..4 {
+            let source = world.source(|_| ());
+            drop(taken.open(&source).await);
+            world.sql(&format!(
+                "insert into item values (100 + {round}, 0); update item set n = -n where id = {round}; \
+                 delete from item where id = 10 + {round}"
+            ));
+        }
+        let source = world.source(|_| ());
+        let mut stream = taken.open(&source).await;
+        world.sql("insert into item values (777, 777)");
+        taken.until(&source, &mut stream, |taken| taken.has("777")).await;
+        assert_eq!(taken.fold("public.item", "id"), world.rows("item", "id"));
+        // The copy has all but the last.
+        assert_eq!(taken.records.len(), 101);
+    });
+}
