@@ -1,8 +1,9 @@
-//! The outside servers and programs that some tests need: install them, and start or stop one for a person. For tests: PostgreSQL, and
-//! Node with npm for the Durable Streams suite; for `bench --peers`, only when asked, what we are measured beside.
+//! The outside servers and programs that some tests need: install them, and start or stop one for a person. For tests: PostgreSQL,
+//! SeaweedFS for S3, and Node with npm for the Durable Streams suite; for `bench --peers`, only when asked, what we are measured beside.
 
 pub(crate) mod peers;
 mod postgres;
+mod seaweedfs;
 mod system;
 
 use std::path::Path;
@@ -14,7 +15,7 @@ use system::{apt_install, on_path, version};
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
-    /// Install what is missing, with apt-get (as root, or by sudo). Quick when nothing is.
+    /// Install what is missing, with apt-get (as root, or by sudo) and pip. Quick when nothing is.
     Install {
         /// Also the systems that `bench --peers` measures: NATS (pip), Redis (apt-get), durable-streams (cargo).
         #[arg(long)]
@@ -49,6 +50,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
 
 fn install(target: &Path, with_peers: bool) -> anyhow::Result<()> {
     postgres::install()?;
+    seaweedfs::install(target)?;
     install_node()?;
     if with_peers {
         peers::install(target)?;
