@@ -88,7 +88,7 @@ impl fmt::Debug for Digest {
 
 /// 128 random bits that a writer draws when it claims a term. They tell its entries from those of anybody else, also of one
 /// that claims the same epoch with the same name at the same time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Nonce([u8; 16]);
 

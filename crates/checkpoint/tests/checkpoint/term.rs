@@ -164,3 +164,14 @@ fn a_log_that_was_deleted_under_its_writer_is_noticed() {
         assert!(recovery.newest().is_none());
     });
 }
+
+#[test]
+fn no_number_wraps() {
+    block_on(async {
+        let world = World::new();
+        world.overwrite(&format!("root/totals/log/{}", u64::MAX), vec![0]).await;
+        let exhausted = world.job(1).claim(&name("me"), TTL, Mode::Force).await.unwrap_err();
+        assert_eq!(tidegate_core::Failure::code(&exhausted), "checkpoint_numbers_exhausted");
+        assert_eq!(Generation(u64::MAX).next(), None);
+    });
+}
