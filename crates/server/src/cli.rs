@@ -16,6 +16,7 @@ mod group;
 mod object;
 mod query;
 mod report;
+mod source;
 mod stream;
 mod top;
 
@@ -23,6 +24,7 @@ pub use group::{ConsumeArgs, CreateGroupArgs, GroupCommand, GroupSpecArgs, SeekA
 pub use object::{BatchCommand, DownArgs, GetArgs, ListArgs, ObjectCommand, PutArgs, RemoveArgs, TransferArgs, UpArgs};
 pub use query::run as run_query;
 pub(crate) use report::failure as report_error;
+pub use source::{AcknowledgeArgs, SourceCommand};
 pub use stream::{CreateArgs, PublishArgs, StreamCommand, TailArgs};
 pub use top::TopArgs;
 
@@ -130,6 +132,12 @@ pub enum Command {
         /// What to do.
         #[command(subcommand)]
         command: GroupCommand,
+    },
+    /// Databases whose changes become streams: list and show them, and say how one goes on that lost changes.
+    Source {
+        /// What to do.
+        #[command(subcommand)]
+        command: SourceCommand,
     },
     /// Objects: write, read, remove and list them, folders at once.
     Object {
@@ -300,6 +308,7 @@ pub fn run(cli: Cli) -> Exit {
         Command::Query(args) => query::run(&cli.client, &args),
         Command::Stream { command } => stream::run(&cli.client, &command),
         Command::Group { command } => group::run(&cli.client, &command),
+        Command::Source { command } => source::run(&cli.client, &command),
         Command::Object { command } => object::run(&cli.client, &command),
         Command::Top(args) => top::run(&cli.client, &args),
         Command::Config { command: ConfigCommand::Check { file, insecure } } => {

@@ -131,9 +131,9 @@ pub enum Source {
     Postgres {
         /// Its address, with the password if there is one.
         url: Secret,
-        /// The publication whose changes are taken (not in this version).
+        /// The publication whose changes become streams, with `slot`.
         publication: Option<String>,
-        /// The replication slot (not in this version).
+        /// The replication slot, with `publication`.
         slot: Option<String>,
         /// The most connections at one time; `None` = the source's own default.
         max_connections: Option<usize>,

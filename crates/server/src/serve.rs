@@ -15,6 +15,7 @@ use tidegate_batch::blob::{self, ColdStore};
 use tidegate_batch::policy::PolicyCell;
 use tidegate_batch::service::SweepPlace;
 use tidegate_batch::{ObjectParts, ObjectService, ObjectSpec, StoreError};
+use tidegate_cdc::source::SourceService;
 use tidegate_cdc::{StreamParts, StreamService};
 use tidegate_core::limit::{Bound, Limit, Settings};
 use tidegate_core::port::{AuditSink, ChangeLog, Durability, MetaStore, QuerySource, SourceError};
@@ -35,6 +36,7 @@ use crate::audit::{AuditFile, AuditFileError};
 use crate::config::{self, Cold, Config, Source};
 
 mod bucket;
+mod change;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -120,6 +122,15 @@ pub enum StartError {
         #[source]
         source: tidegate_source_postgres::ConfigError,
     },
+    /// A source's changes cannot be read.
+    #[error("the changes of source {name:?} cannot be read")]
+    Changes {
+        /// Which.
+        name: String,
+        /// Why.
+        #[source]
+        source: tidegate_cdc::source::SourceRequestError,
+    },
     /// The keys or tokens cannot be used.
     #[error("the section [auth] cannot be used")]
     Auth(#[from] AuthConfigError),
@@ -135,6 +146,7 @@ pub enum StartError {
 pub struct Server {
     http: HttpServer,
     streams: StreamService,
+    sources: SourceService,
     objects: ObjectService,
     recovering: Arc<AtomicBool>,
     clock: Arc<dyn Clock>,
@@ -153,7 +165,8 @@ impl Server {
         let auditor = Auditor::new(Arc::clone(&audit) as Arc<dyn AuditSink>, Arc::clone(&clock));
         let authenticator = Authenticator::new(auth_config(&config), Arc::clone(&clock))?;
         let settings = Arc::new(SettingsCell::new(config.settings));
-        let sources = open_sources(&config, &settings)?;
+        let query_sources = open_sources(&config, &settings)?;
+        let changes = change::open(&config, &settings)?;
         let store = EmbeddedStore::open(EmbeddedConfig::new(config.data_dir.join(STORE_FOLDER), Arc::clone(&clock)))?;
         let streams = StreamService::new(StreamParts {
             log: Arc::new(store.clone()) as Arc<dyn ChangeLog>,
@@ -166,12 +179,13 @@ impl Server {
         let objects = open_objects(&config, &store, &clock).await?;
         let recovering = Arc::new(AtomicBool::new(true));
         let query = QueryService::new(QueryParts {
-            sources,
+            sources: query_sources,
             settings,
             clock: Arc::clone(&clock),
             entropy: Arc::new(OsEntropy),
             auditor: auditor.clone(),
         });
+        let sources = SourceService::new(streams.clone());
         let http = HttpConfig {
             listen: config.listen.http,
             tls: config.listen.tls.as_ref().map(|tls| TlsConfig {
@@ -183,6 +197,7 @@ impl Server {
         let services = Services {
             query,
             groups: tidegate_cdc::group::GroupService::new(streams.clone()),
+            sources: sources.clone(),
             streams: streams.clone(),
             objects: objects.clone(),
             object_policy: Arc::new(PolicyCell::new(config.object_rules.clone(), clock.now())),
@@ -194,7 +209,10 @@ impl Server {
             auditor,
             limits: [limits(), object_limits(objects.spec())].concat(),
         };
-        Ok(Self { http: HttpServer::bind(http, services)?, streams, objects, recovering, clock, store, audit })
+        let http = HttpServer::bind(http, services)?;
+        // The last thing: who cannot listen takes no source from anybody.
+        change::start(&sources, changes)?;
+        Ok(Self { http, streams, sources, objects, recovering, clock, store, audit })
     }
 
     /// Where it listens.
@@ -208,6 +226,8 @@ impl Server {
         let sweeper = tokio::spawn(sweep(self.streams, Arc::clone(&self.clock)));
         let object_sweeper = tokio::spawn(sweep_objects(self.objects, self.recovering, self.clock));
         self.http.run(shutdown).await;
+        // Before the log is closed, so that nothing of theirs is cut off.
+        self.sources.stop(None).await;
         sweeper.abort();
         object_sweeper.abort();
         // It writes what waits, which blocks.
@@ -313,6 +333,7 @@ fn limits() -> Vec<Limit> {
         QUERY_LIMITS,
         tidegate_cdc::LIMITS,
         tidegate_cdc::group::LIMITS,
+        tidegate_cdc::source::LIMITS,
         tidegate_batch::policy::LIMITS,
         tidegate_batch::service::LIMITS,
         tidegate_batch::blob::LIMITS,
@@ -423,19 +444,7 @@ fn open_sources(
                 Arc::new(opened)
             }
             Source::Postgres { url, max_connections, ca, .. } => {
-                let mut postgres = PostgresConfig::new(url.reveal());
-                if let Some(most) = max_connections {
-                    postgres.max_snapshots = *most;
-                }
-                postgres.max_row_bytes = row_bytes(2);
-                if let Some(path) = ca {
-                    let pem = std::fs::read(path).map_err(|source| StartError::CertificateAuthority {
-                        name: name.to_string(),
-                        path: path.clone(),
-                        source,
-                    })?;
-                    postgres.certificate_authorities = Some(pem.into());
-                }
+                let postgres = postgres(name.as_str(), url, *max_connections, ca.as_deref(), row_bytes(2))?;
                 let opened = PostgresSource::connect(postgres)
                     .map_err(|source| StartError::SourceConfig { name: name.to_string(), source })?;
                 Arc::new(opened)
@@ -444,6 +453,30 @@ fn open_sources(
         sources.insert(name.to_string(), opened);
     }
     Ok(sources)
+}
+
+/// How a PostgreSQL is reached.
+fn postgres(
+    name: &str,
+    url: &config::Secret,
+    max_connections: Option<usize>,
+    authorities: Option<&std::path::Path>,
+    row_bytes: Bound,
+) -> Result<PostgresConfig, StartError> {
+    let mut postgres = PostgresConfig::new(url.reveal());
+    if let Some(most) = max_connections {
+        postgres.max_snapshots = most;
+    }
+    postgres.max_row_bytes = row_bytes;
+    if let Some(path) = authorities {
+        let pem = std::fs::read(path).map_err(|source| StartError::CertificateAuthority {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            source,
+        })?;
+        postgres.certificate_authorities = Some(pem.into());
+    }
+    Ok(postgres)
 }
 
 fn auth_config(config: &Config) -> AuthConfig {

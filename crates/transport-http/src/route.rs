@@ -10,6 +10,7 @@ mod operation;
 mod query;
 mod record;
 mod setting;
+mod source;
 mod stream;
 
 use std::sync::Arc;
@@ -62,6 +63,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         )
         .route(object::BATCH, post(object::batch))
         .route("/v1/ingest/{stream}", post(ingest::ingest))
+        .route("/v1/sources", get(source::list))
+        .route("/v1/sources/{source}", get(source::show))
+        .route("/v1/sources/{source}/acknowledge", post(source::acknowledge))
+        .route("/v1/sources/{source}/retry", post(source::retry))
         .route("/v1/query", post(query::open))
         .route("/v1/query/resume", post(query::resume))
         .route("/v1/query/{cursor}", delete(query::cancel))

@@ -9,6 +9,7 @@ use tidegate_batch::ObjectService;
 use tidegate_batch::policy::PolicyCell;
 use tidegate_cdc::StreamService;
 use tidegate_cdc::group::GroupService;
+use tidegate_cdc::source::SourceService;
 use tidegate_core::Clock;
 use tidegate_core::limit::Limit;
 use tidegate_lease::audit::Auditor;
@@ -53,6 +54,8 @@ pub struct Services {
     pub streams: StreamService,
     /// Their consumer groups.
     pub groups: GroupService,
+    /// Where change streams come from databases.
+    pub sources: SourceService,
     /// Objects in tiers.
     pub objects: ObjectService,
     /// Who may use them, and how much: `limits.object.*`, which `PATCH /v1/config` replaces.

@@ -17,6 +17,7 @@ mod http {
     pub(crate) mod object_limit;
     pub(crate) mod operation;
     pub(crate) mod record;
+    pub(crate) mod source;
     pub(crate) mod stream;
     pub(crate) mod tail;
     pub(crate) mod tls;

@@ -74,6 +74,27 @@ impl Client {
         self.once(self.to(Method::DELETE, &["v1", "streams", stream])).await.map(drop)
     }
 
+    /// The sources whose changes become streams: the server's own bytes.
+    pub async fn sources(&self) -> Result<Bytes, ClientError> {
+        Ok(self.once(self.to(Method::GET, &["v1", "sources"])).await?.body)
+    }
+
+    /// One of them: the server's own bytes.
+    pub async fn source(&self, source: &str) -> Result<Bytes, ClientError> {
+        Ok(self.once(self.to(Method::GET, &["v1", "sources", source])).await?.body)
+    }
+
+    /// Says how a source goes on that lost changes.
+    pub async fn acknowledge_source(&self, source: &str, action: &str) -> Result<(), ClientError> {
+        let request = self.to(Method::POST, &["v1", "sources", source, "acknowledge"]);
+        self.once(json(request, &serde_json::json!({"action": action}))).await.map(drop)
+    }
+
+    /// Has a source tried at once that waits.
+    pub async fn retry_source(&self, source: &str) -> Result<(), ClientError> {
+        self.once(self.to(Method::POST, &["v1", "sources", source, "retry"])).await.map(drop)
+    }
+
     /// A stream's groups: the server's own bytes.
     pub async fn groups(&self, stream: &str, after: Option<&str>) -> Result<Bytes, ClientError> {
         self.list(&["v1", "streams", stream, "groups"], after).await

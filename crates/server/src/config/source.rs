@@ -110,8 +110,8 @@ pub(super) fn read(section: &Section<'_>) -> Option<Source> {
         }
         Kind::Postgres => {
             let url = section.require("url").and_then(|node| postgres_url(&node));
-            let publication = section.get("publication").map(|node| not_yet(&node));
-            let slot = section.get("slot").map(|node| not_yet(&node));
+            let publication = section.get("publication").map(|node| publication_name(&node));
+            let slot = section.get("slot").map(|node| slot_name(&node));
             let ca = section.get("ca").map(|node| authorities(&node, url.as_ref()));
             let max_connections = section.get("max_connections").map(|node| connections(&node));
             if publication.is_some() != slot.is_some() {
@@ -150,10 +150,26 @@ fn authorities(node: &Node<'_>, url: Option<&Secret>) -> Option<PathBuf> {
     certificates(node)
 }
 
-fn not_yet(node: &Node<'_>) -> Option<String> {
-    let text = node.line()?;
-    node.warn("changes out of PostgreSQL are not in this version: the key has no effect");
-    Some(text)
+/// PostgreSQL's bound on names, in bytes.
+const NAME_BYTES_MAX: usize = 63;
+
+fn publication_name(node: &Node<'_>) -> Option<String> {
+    let name = node.line()?;
+    if !(1..=NAME_BYTES_MAX).contains(&name.len()) {
+        node.refuse("must be the name of a publication: 1 to 63 bytes");
+        return None;
+    }
+    Some(name)
+}
+
+fn slot_name(node: &Node<'_>) -> Option<String> {
+    let name = node.line()?;
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    if !(1..=NAME_BYTES_MAX).contains(&name.len()) || !name.bytes().all(plain) {
+        node.refuse("must be the name of a replication slot: 1 to 63 small letters, digits and _");
+        return None;
+    }
+    Some(name)
 }
 
 fn connections(node: &Node<'_>) -> Option<usize> {

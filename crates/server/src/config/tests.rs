@@ -326,11 +326,24 @@ fn files_that_the_configuration_names_are_looked_into() {
 
 #[test]
 fn what_this_version_cannot_do_is_said_and_not_ignored() {
-    let loaded =
-        load_text("[sources.a]\nkind = \"postgres\"\nurl = \"postgres://h/d\"\npublication = \"p\"\nslot = \"s\"\n")
-            .unwrap();
-    assert_eq!(loaded.warnings.len(), 2, "{:?}", loaded.warnings);
     assert!(load_text("[listen]\npg = \"127.0.0.1:7072\"\n").unwrap_err().to_string().contains("not in this version"));
+}
+
+#[test]
+fn changes_need_a_publication_and_a_slot_that_postgresql_can_have() {
+    let text = |more: &str| format!("[sources.a]\nkind = \"postgres\"\nurl = \"postgres://h/d\"\n{more}");
+    let loaded = load_text(&text("publication = \"Shop\"\nslot = \"shop_1\"\n")).unwrap();
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    let shown = loaded.config.effective(&loaded.config.settings);
+    assert_eq!((&shown["sources.a.publication"], &shown["sources.a.slot"]), (&"Shop".into(), &"shop_1".into()));
+    for (bad, place) in [
+        ("publication = \"p\"\nslot = \"Shop\"\n", "5:8 sources.a.slot"),
+        ("publication = \"\"\nslot = \"s\"\n", "4:15 sources.a.publication"),
+    ] {
+        let error = load_text(&text(bad)).unwrap_err();
+        assert_eq!(places(&error), [place], "{error}");
+    }
+    assert!(load_text(&text("slot = \"s\"\n")).unwrap_err().to_string().contains("name both or neither"));
 }
 
 #[test]

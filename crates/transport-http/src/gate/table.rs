@@ -152,6 +152,10 @@ pub(crate) const ROUTES: &[Route] = &[
     ),
     route("/v1/streams", GET, &[scoped("GET", Scope::StreamRead).query(&["after", "limit", "prefix"])]),
     route("/v1/ingest/{stream}", POST, &[scoped("POST", Scope::StreamWrite).new_work()]),
+    route("/v1/sources", GET, &[scoped("GET", Scope::StreamRead)]),
+    route("/v1/sources/{source}", GET, &[scoped("GET", Scope::StreamRead)]),
+    route("/v1/sources/{source}/acknowledge", POST, &[scoped("POST", Scope::Admin).new_work()]),
+    route("/v1/sources/{source}/retry", POST, &[scoped("POST", Scope::Admin).new_work()]),
     route(
         crate::route::object::OBJECT,
         "GET, HEAD, PUT, POST, DELETE, OPTIONS",

@@ -35,7 +35,17 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Response, Probl
     // A full disk is no reason to take the server away: reads go on, and so does what makes room.
     let storage = if storage == Readiness::Full { "full" } else { "ok" };
     match app.services.query.ready().await {
-        Ok(()) => Ok(json(&json!({"status": "ready", "storage": storage}))),
+        Ok(()) => {
+            let mut document = json!({"status": "ready", "storage": storage});
+            // A source of changes that needs a person is told, and is no reason to take the server away: everything else works.
+            let waiting = app.services.sources.states().into_iter().filter(|(_, state)| state.needs_a_person());
+            let waiting: serde_json::Map<_, _> =
+                waiting.map(|(name, state)| (name.to_string(), state.name().into())).collect();
+            if !waiting.is_empty() {
+                document["sources"] = waiting.into();
+            }
+            Ok(json(&document))
+        }
         Err(not_ready) => {
             // The cause's code says what kind of trouble it is; its words may name hosts, and this route is open.
             let cause = not_ready.cause.as_ref().map_or("source_timeout", |cause| cause.code());

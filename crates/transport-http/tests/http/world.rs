@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use tidegate_batch::policy::{PolicyCell, Rules};
 use tidegate_batch::{ObjectParts, ObjectService, ObjectSpec, blob};
 use tidegate_cdc::group::GroupService;
+use tidegate_cdc::source::SourceService;
 use tidegate_cdc::{StreamParts, StreamService};
 use tidegate_core::Clock;
 use tidegate_core::port::{ChangeLog, Durability, MetaStore, QuerySource};
@@ -50,6 +51,7 @@ pub(crate) struct World {
     pub(crate) policy: Arc<PolicyCell>,
     pub(crate) config: Arc<TestConfig>,
     pub(crate) recovering: Arc<AtomicBool>,
+    pub(crate) sources: SourceService,
     /// What goes wrong where large objects lie.
     pub(crate) blobs: BlobPlan,
     cold: TempDir,
@@ -125,9 +127,11 @@ impl Setup {
         .unwrap();
         let policy = Arc::new(PolicyCell::new(Rules::default(), self.clock.now()));
         let recovering = Arc::new(AtomicBool::new(false));
+        let sources = SourceService::new(streams.clone());
         let services = Services {
             query,
             groups: GroupService::new(streams.clone()),
+            sources: sources.clone(),
             streams,
             objects,
             object_policy: Arc::clone(&policy),
@@ -155,6 +159,7 @@ impl Setup {
             policy,
             config,
             recovering,
+            sources,
             blobs: faults,
             cold,
             in_flight,
