@@ -4,8 +4,8 @@ use futures::StreamExt;
 use tidegate_core::port::{ChangeSource, ChangeSourceError, ChangeStream, Resume};
 use tidegate_core::position::SourcePosition;
 use tidegate_source_postgres::{ChangeConfig, PostgresChanges, PostgresConfig};
-use tidegate_testkit::block_on_threads;
-use tidegate_testkit::wait::within;
+use tidegate_testkit::wait::{until, within};
+use tidegate_testkit::{PostgresServer, block_on_threads};
 
 use super::world::{Taken, World};
 
@@ -162,5 +162,34 @@ fn a_publication_that_is_dropped_and_a_sender_that_is_killed_end_the_stream_with
         world.sql("insert into item values (2)");
         let error = end(&mut stream).await;
         is_setup(&error, "publication_missing");
+    });
+}
+
+#[test]
+fn a_slot_whose_log_the_server_has_removed_is_a_loss_and_is_not_taken_into_use() {
+    block_on_threads(async {
+        let test = "a_slot_whose_log_the_server_has_removed_is_a_loss";
+        let Some(server) = PostgresServer::start().expect("it is installed") else { return PostgresServer::skip(test) };
+        let url = server.fresh_database();
+        server.run_sql(&url, "create table item (id int primary key)");
+        let config = ChangeConfig::new("s", "p");
+        let source = PostgresChanges::connect(PostgresConfig::new(url.as_str()), config).expect("a URL");
+        let mut taken = Taken::default();
+        let mut stream = taken.open(&source).await;
+        taken.until(&source, &mut stream, |taken| taken.batches == 1).await;
+        drop(stream);
+        server.run_sql(&url, "alter system set max_slot_wal_keep_size = '1MB'");
+        server.run_sql(&url, "select pg_reload_conf()");
+        let status = "select coalesce(wal_status, '-') from pg_replication_slots";
+        until("the slot to be invalidated", async || {
+            server.run_sql(&url, "insert into item select coalesce(max(id), 0) + 1 from item");
+            server.run_sql(&url, "select pg_switch_wal()");
+            server.run_sql(&url, "checkpoint");
+            server.run_sql(&url, status) == "lost\n"
+        })
+        .await;
+        let error = refused(&source, taken.resume.clone()).await;
+        assert!(matches!(&error, ChangeSourceError::Lost { reason, .. } if reason.contains("removed")), "{error:?}");
+        is_setup(&refused(&source, None).await, "slot_invalidated");
     });
 }
