@@ -286,7 +286,7 @@ impl World {
         let (store, uploads) = (Arc::clone(&self.blobs), Arc::clone(&self.uploads));
         let blobs = Arc::new(GatedBlobs { store, uploads, gate: Arc::clone(gate) });
         let cold = if self.seed % 4 < 2 { ColdStore::with_uploads(blobs) } else { blobs.into() };
-        if self.seed % 3 == 0 { cold.with_blob_max_bytes(1_500) } else { cold }
+        if self.seed.is_multiple_of(3) { cold.with_blob_max_bytes(1_500) } else { cold }
     }
 
     fn open(&self, life: u64, gate: &Arc<Gate>) -> ObjectService {
