@@ -127,9 +127,7 @@ mod tests {
 
     fn objects(cold: ColdStore) -> ObjectService {
         let clock = Arc::new(ManualClock::new());
-        let mut spec = ObjectSpec::default();
-        spec.hot_max_bytes = 1_000;
-        spec.object_max_bytes = 3_000_000;
+        let spec = ObjectSpec { hot_max_bytes: 1_000, object_max_bytes: 3_000_000, ..ObjectSpec::default() };
         ObjectService::new(ObjectParts {
             meta: MemoryStore::new(Arc::clone(&clock) as _),
             cold,
