@@ -47,9 +47,28 @@ pub(crate) fn join(left: &Bytes, next: Bytes) -> Bytes {
     joined.freeze()
 }
 
+/// A chunk with what it is called and what it is compared with.
+#[derive(Debug)]
+pub(crate) struct Summed {
+    pub(crate) digest: Digest,
+    pub(crate) sum: u64,
+    pub(crate) bytes: Bytes,
+}
+
+impl Summed {
+    pub(crate) fn new(bytes: Bytes) -> Self {
+        Self { digest: Digest::of(&bytes), sum: sum(&bytes), bytes }
+    }
+}
+
+/// The sum that a recovery compares: XXH3-64 (Collet 2019).
+pub(crate) fn sum(bytes: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(bytes)
+}
+
 /// The chunks with their digests.
-pub(crate) fn digest(chunks: Vec<Bytes>) -> Vec<(Digest, Bytes)> {
-    chunks.into_iter().map(|chunk| (Digest::of(&chunk), chunk)).collect()
+pub(crate) fn digest(chunks: Vec<Bytes>) -> Vec<Summed> {
+    chunks.into_iter().map(Summed::new).collect()
 }
 
 #[cfg(test)]
@@ -97,9 +116,9 @@ mod tests {
         let state = noise(2, 4_000_000);
         let mut longer = state.clone();
         longer.splice(1_000_000..1_000_000, [1, 2, 3]);
-        let known: HashSet<_> = digest(cut_all(&state, usize::MAX)).into_iter().map(|(digest, _)| digest).collect();
+        let known: HashSet<_> = digest(cut_all(&state, usize::MAX)).into_iter().map(|chunk| chunk.digest).collect();
         let fresh =
-            digest(cut_all(&longer, usize::MAX)).into_iter().filter(|(digest, _)| !known.contains(digest)).count();
+            digest(cut_all(&longer, usize::MAX)).into_iter().filter(|chunk| !known.contains(&chunk.digest)).count();
         assert!((1..=2).contains(&fresh), "{fresh}");
     }
 }

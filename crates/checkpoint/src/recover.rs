@@ -149,7 +149,7 @@ pub(crate) async fn verify(store: &JobStore, checkpoint: &Checkpoint) -> Result<
             None => damages.push(JobStore::missing(&path)),
         }
     }
-    let reader = ChunkReader::new(store);
+    let reader = ChunkReader::thorough(store);
     for (_, segment) in checkpoint.manifest.states.values().flat_map(|state| &state.segments) {
         if damages.len() >= DAMAGES_MAX {
             break;

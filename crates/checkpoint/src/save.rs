@@ -11,7 +11,7 @@ use tidegate_core::id::Name;
 use tidegate_frame::envelope::{self, Kind, SealError};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::chunk::{self, CHUNK_MAX_BYTES};
+use crate::chunk::{self, CHUNK_MAX_BYTES, Summed};
 use crate::error::{AppendError, DamageKind, StoreError};
 use crate::id::{CheckpointId, Digest, PackId};
 use crate::log::Created;
@@ -165,8 +165,7 @@ impl Save {
             futures::stream::iter(windows.chain(failed))
         });
         let mut bytes = std::pin::pin!(bytes);
-        let mut hashing: std::collections::VecDeque<JoinHandle<Vec<(Digest, Bytes)>>> =
-            std::collections::VecDeque::new();
+        let mut hashing: std::collections::VecDeque<JoinHandle<Vec<Summed>>> = std::collections::VecDeque::new();
         let (mut left, mut gathered, mut gathered_bytes) = (Bytes::new(), Vec::new(), 0);
         let mut chunks = Vec::new();
         let mut end = false;
@@ -194,8 +193,8 @@ impl Save {
             hashing.push_back(tokio::task::spawn_blocking(move || chunk::digest(cuts)));
             while hashing.len() > if end { 0 } else { WINDOWS_IN_FLIGHT } {
                 let hashed = joined(hashing.pop_front().expect("its length was looked at").await);
-                for (digest, chunk) in hashed {
-                    chunks.push(self.chunk(digest, chunk).await?);
+                for chunk in hashed {
+                    chunks.push(self.chunk(chunk).await?);
                 }
             }
         }
@@ -222,32 +221,34 @@ impl Save {
         let mut parts = Vec::new();
         for part in chunks.chunks(INDEX_CHUNKS) {
             let sealed = envelope::seal(Kind::CheckpointIndex, INDEX_SCHEMA, part)?;
-            let part = self.chunk(Digest::of(&sealed), sealed).await?;
+            let part = self.chunk(Summed::new(sealed)).await?;
             self.indexed.insert(part.pack);
             parts.push(part);
         }
         Ok(Segment { length, digest, chunks: ChunkList::Indexed { count: chunks.len() as u64, parts } })
     }
 
-    async fn chunk(&mut self, digest: Digest, bytes: Bytes) -> Result<ChunkRef, AppendError> {
+    async fn chunk(&mut self, chunk: Summed) -> Result<ChunkRef, AppendError> {
         self.stats.chunks += 1;
-        self.stats.state_bytes += bytes.len() as u64;
-        if let Some(known) = self.known.get(&digest)
-            && known.length as usize == bytes.len()
+        self.stats.state_bytes += chunk.bytes.len() as u64;
+        if let Some(known) = self.known.get(&chunk.digest)
+            && known.length as usize == chunk.bytes.len()
         {
             self.stats.shared_chunks += 1;
             return Ok(*known);
         }
-        self.write(digest, bytes).await
+        self.write(chunk).await
     }
 
-    async fn write(&mut self, digest: Digest, bytes: Bytes) -> Result<ChunkRef, AppendError> {
+    async fn write(&mut self, chunk: Summed) -> Result<ChunkRef, AppendError> {
+        let Summed { digest, sum, bytes } = chunk;
         if self.pack_bytes + bytes.len() > self.writer.inner.spec.pack_bytes && self.pack_bytes > 0 {
             self.send().await?;
         }
         let too_large = || SealError::TooLarge { limit_bytes: u32::MAX as usize };
         let written = ChunkRef {
             digest,
+            sum,
             pack: self.pack_id,
             offset: u32::try_from(self.pack_bytes).map_err(|_| too_large())?,
             length: u32::try_from(bytes.len()).map_err(|_| too_large())?,
@@ -375,7 +376,7 @@ impl Save {
         {
             return Ok(());
         }
-        let reader = ChunkReader::new(&self.writer.inner.store);
+        let reader = ChunkReader::thorough(&self.writer.inner.store);
         let mut moved: HashMap<Digest, ChunkRef> = HashMap::new();
         let old: Vec<ChunkRef> = inline(&self.states).filter(|chunk| chosen.contains(&chunk.pack)).copied().collect();
         for chunk in old {
@@ -385,7 +386,7 @@ impl Save {
             // What cannot be read stays where it is: a copy of it would be no better.
             let Ok(bytes) = reader.chunk(&chunk).await else { return Ok(()) };
             self.stats.copied_bytes += bytes.len() as u64;
-            let place = self.write(chunk.digest, bytes).await?;
+            let place = self.write(Summed { digest: chunk.digest, sum: chunk.sum, bytes }).await?;
             moved.insert(chunk.digest, place);
         }
         for state in self.states.values_mut() {

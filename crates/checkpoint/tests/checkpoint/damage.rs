@@ -111,3 +111,25 @@ fn a_checkpoint_is_no_other_job_s() {
         );
     });
 }
+
+#[test]
+fn reading_a_state_refuses_every_flipped_bit_too() {
+    block_on(async {
+        let (world, _, pack) = two().await;
+        let bytes = world.bytes(&pack).await;
+        let reading = world.job(7).open(None).await.unwrap();
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut flipped = bytes.clone();
+                flipped[at] ^= 1 << bit;
+                world.overwrite(&pack, flipped).await;
+                let refused = reading.states()["sums"].read(300).await.unwrap_err();
+                assert_eq!(refused.code(), "checkpoint_chunk_mismatch");
+            }
+        }
+        world.overwrite(&pack, bytes[..17].to_vec()).await;
+        assert_eq!(reading.states()["sums"].read(300).await.unwrap_err().code(), "checkpoint_length_mismatch");
+        world.overwrite(&pack, bytes).await;
+        assert_eq!(reading.states()["sums"].read(300).await.unwrap(), noise(2, 300));
+    });
+}
