@@ -16,6 +16,7 @@ use bytes::Bytes;
 use tidegate_core::limit::Limit;
 use tidegate_core::port::{Durability, Entropy, MetaEntry, MetaStore, Revision};
 use tidegate_core::time::{Clock, Timestamp};
+use tokio::sync::Semaphore;
 
 use crate::blob::{Budget, ColdStore};
 use crate::error::StoreError;
@@ -94,7 +95,7 @@ pub struct ObjectSpec {
     pub object_max_bytes: u64,
     /// How long the bytes of a replaced or deleted object are kept for those who are reading them.
     pub grace: Duration,
-    /// How long one write may take.
+    /// How long one write of a large object may take, from its first byte beyond `hot_max_bytes`; then it is given up.
     pub write_max: Duration,
     /// How long an upload in parts may take.
     pub upload_max: Duration,
@@ -133,6 +134,12 @@ pub(crate) struct Core {
     pub(crate) spec: ObjectSpec,
     /// What large writes may hold in memory.
     pub(crate) budget: Budget,
+    /// Deletions of blobs that are under way.
+    pub(crate) deletions: Arc<Semaphore>,
+    /// Tenants that have no place for another upload.
+    pub(crate) full: upload::Full,
+    /// Damage that was told.
+    pub(crate) damaged: sweep::Damaged,
     /// This life of the server: what others left half done is told from what this one is doing.
     pub(crate) life: [u8; 16],
 }
@@ -153,7 +160,10 @@ impl ObjectService {
         let mut life = [0; 16];
         entropy.fill(&mut life)?;
         let budget = Budget::new(spec.write_buffer_bytes, spec.write_wait, Arc::clone(&clock));
-        Ok(Self { core: Arc::new(Core { meta, cold, clock, entropy, durability, spec, budget, life }) })
+        let deletions = Arc::new(Semaphore::new(sweep::BLOBS_AT_ONCE));
+        let (full, damaged) = Default::default();
+        let core = Core { meta, cold, clock, entropy, durability, spec, budget, deletions, full, damaged, life };
+        Ok(Self { core: Arc::new(core) })
     }
 
     /// Bytes that writes of large objects hold in memory now, against [`ObjectSpec::write_buffer_bytes`].

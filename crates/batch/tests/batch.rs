@@ -5,6 +5,8 @@
 
 #[path = "batch/bound.rs"]
 mod bound;
+#[path = "batch/late.rs"]
+mod late;
 #[path = "batch/object.rs"]
 mod object;
 #[path = "batch/simulation.rs"]

@@ -66,13 +66,18 @@ impl Budget {
     }
 }
 
-/// A blob of which all bytes have come, and which is not there yet.
+/// A blob of which all bytes have come, and which is not there yet. Dropped, it never comes to be.
 pub(crate) struct Unfinished {
     parts: Parts,
     piece: Piece,
 }
 
 impl Unfinished {
+    /// Waits until the blob store has all its bytes: from then on it holds no room.
+    pub(crate) async fn land(&mut self) -> Result<(), StoreError> {
+        self.parts.landed(0).await.map_err(blob_error)
+    }
+
     /// Publishes the blob. Must not be dropped on its way: a blob store may go on with what it has begun.
     pub(crate) async fn finish(self) -> Result<Piece, StoreError> {
         self.parts.finish().await.map_err(blob_error)?;
@@ -132,8 +137,8 @@ impl<'a> Incoming<'a> {
     }
 }
 
-/// Takes a blob's bytes, up to the most that one has. On an error, and if it is dropped, the blob never comes to be; an upload that has a name
-/// is for the caller to give up.
+/// Takes a blob's bytes, up to the most that one has. On an error, and if it or what it gave is dropped, the blob never comes to be; an
+/// upload that has a name is for the caller to give up.
 pub(crate) async fn write(
     cold: &ColdStore,
     budget: &Budget,
@@ -149,15 +154,8 @@ pub(crate) async fn write(
     };
     let mut parts =
         Parts { upload, begun: 0, gathered: PutPayloadMut::new(), room: None, on_their_way: JoinSet::new() };
-    match fill(&mut parts, budget, blob, cold.blob_max_bytes(), incoming).await {
-        Ok(piece) => Ok(Unfinished { parts, piece }),
-        Err(error) => {
-            if let Err(abort) = parts.abort().await {
-                tracing::debug!(error = %abort, "a blob that was broken off was not cleared away yet");
-            }
-            Err(error)
-        }
-    }
+    let piece = fill(&mut parts, budget, blob, cold.blob_max_bytes(), incoming).await?;
+    Ok(Unfinished { parts, piece })
 }
 
 async fn fill(
@@ -195,6 +193,8 @@ enum Upload {
     Plain(Box<dyn MultipartUpload>),
     /// Written down by the caller, who gives it up where it is not completed.
     Named { store: Arc<dyn MultipartStore>, at: Path, name: MultipartId, parts: Vec<(usize, PartId)> },
+    /// Completed, or given up.
+    Over,
 }
 
 impl Upload {
@@ -205,6 +205,7 @@ impl Upload {
                 let (store, at, name) = (Arc::clone(store), at.clone(), name.clone());
                 async move { Ok(Some((number, store.put_part(&at, &name, number, part).await?))) }.boxed()
             }
+            Self::Over => futures::future::err(over()).boxed(),
         }
     }
 
@@ -216,15 +217,20 @@ impl Upload {
                 let parts = parts.drain(..).map(|(_, part)| part).collect();
                 store.complete_multipart(at, name, parts).await.map(drop)
             }
+            Self::Over => Err(over()),
         }
     }
 
     async fn abort(&mut self) -> object_store::Result<()> {
         match self {
             Self::Plain(upload) => upload.abort().await,
-            Self::Named { .. } => Ok(()),
+            Self::Named { .. } | Self::Over => Ok(()),
         }
     }
+}
+
+fn over() -> object_store::Error {
+    object_store::Error::Generic { store: "tidegate", source: "the upload has ended".into() }
 }
 
 /// What a part is called that was sent, where it must be named in the end.
@@ -288,22 +294,30 @@ impl Parts {
 
     async fn finish(mut self) -> object_store::Result<()> {
         self.send();
-        let sent = self.landed(0).await;
-        let whole = match sent {
-            Ok(()) => self.upload.complete().await,
-            Err(error) => Err(error),
-        };
-        if whole.is_err()
-            && let Err(abort) = self.abort().await
-        {
-            tracing::debug!(error = %abort, "a blob that was not finished was not cleared away yet");
-        }
-        whole
+        self.landed(0).await?;
+        self.upload.complete().await?;
+        self.upload = Upload::Over;
+        Ok(())
     }
+}
 
-    async fn abort(mut self) -> object_store::Result<()> {
-        self.on_their_way.shutdown().await;
-        self.upload.abort().await
+impl Drop for Parts {
+    /// Gives up what was not completed, on whichever way it ends: only this process knows an upload without a name, so that whoever does not
+    /// say here that it is over leaves its parts in the blob store for good.
+    fn drop(&mut self) {
+        let mut upload = std::mem::replace(&mut self.upload, Upload::Over);
+        let mut on_their_way = std::mem::take(&mut self.on_their_way);
+        if !matches!(upload, Upload::Plain(_)) {
+            return;
+        }
+        // Without a runtime the server ends.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(async move {
+            on_their_way.shutdown().await;
+            if let Err(error) = upload.abort().await {
+                tracing::debug!(%error, "a blob that was broken off was not cleared away yet");
+            }
+        });
     }
 }
 

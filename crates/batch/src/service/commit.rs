@@ -1,7 +1,7 @@
 //! The one step that changes an object, tried again while others overtake it: the last writer wins.
 
 use bytes::Bytes;
-use tidegate_core::port::{CompareAndSwap, MetaError, Revision, Swap, SwapOutcome};
+use tidegate_core::port::{Cause, CompareAndSwap, MetaError, Revision, Swap, SwapOutcome};
 
 use super::{ATTEMPTS_MAX, Core};
 use crate::error::{PreconditionFailed, PutError, StoreError};
@@ -17,6 +17,14 @@ pub(super) enum Committed {
     Nothing,
     /// What was given along is not as it was: others took it away.
     Fenced,
+}
+
+/// What is told of a change that was refused in the end: where a step of it was not answered, nobody can tell that it was not made.
+fn told(unanswered: &mut Option<(Option<Version>, Cause)>, error: impl Into<PutError>) -> PutError {
+    match unanswered.take() {
+        Some((_, cause)) => StoreError::Indeterminate(cause).into(),
+        None => error.into(),
+    }
 }
 
 impl Core {
@@ -51,13 +59,22 @@ impl Core {
         along: &[CompareAndSwap],
         remember: Option<&(dyn Fn(bool) -> CompareAndSwap + Sync)>,
     ) -> Result<Committed, PutError> {
+        // What the last step that storage did not answer found before it. It may be made later, whatever was found out since.
+        let mut unanswered: Option<(Option<Version>, Cause)> = None;
         for _ in 0..ATTEMPTS_MAX {
-            let current = self.current(head_key).await?;
+            let current = self.current(head_key).await.map_err(|error| told(&mut unanswered, error))?;
+            let there = current.head.as_ref().map(|(head, _)| head.version);
+            if let Some((before, _)) = &unanswered
+                && there == new.map(|new| new.head.version)
+            {
+                // It was made after all: one's own is not replaced, nor are its blobs garbage.
+                return Ok(Committed::Made(*before));
+            }
             let now = self.now();
             let live = current.head.as_ref().map(|(head, _)| head).filter(|head| !head.is_expired(now));
             let before = live.map(|head| head.version);
             if !condition.matches(before) || !condition.none_matches(before) {
-                return Err(PreconditionFailed { current: before }.into());
+                return Err(told(&mut unanswered, PreconditionFailed { current: before }));
             }
             if new.is_none() && current.head.is_none() {
                 return Ok(Committed::Nothing);
@@ -67,22 +84,31 @@ impl Core {
             swaps.extend(remember.map(|remember| remember(before.is_none())));
             match self.meta.compare_and_swap(swaps, self.durability).await {
                 Ok(SwapOutcome::Swapped(_)) => return Ok(Committed::Made(before)),
-                Ok(SwapOutcome::Mismatch { index, .. }) if index >= along_from => return Ok(Committed::Fenced),
+                Ok(SwapOutcome::Mismatch { index, .. }) if index >= along_from => {
+                    let Some((before, cause)) = unanswered else { return Ok(Committed::Fenced) };
+                    // Who took it away may have been the step that was not answered.
+                    let mine = self.head(head_key).await.ok().flatten().map(|(head, _)| head.version);
+                    if mine.is_some() && mine == new.map(|new| new.head.version) {
+                        return Ok(Committed::Made(before));
+                    }
+                    return Err(StoreError::Indeterminate(cause).into());
+                }
                 Ok(SwapOutcome::Mismatch { .. }) => {}
                 Err(MetaError::Indeterminate(cause)) => {
                     let read = current.head.as_ref().map(|(_, revision)| *revision);
                     match self.happened(head_key, new, read, along).await {
                         Ok(Some(true)) => return Ok(Committed::Made(before)),
                         Ok(Some(false)) => {
-                            tracing::debug!(error = %cause, "a change that was not answered was not made")
+                            tracing::debug!(error = %cause, "a change that was not answered was not made yet");
+                            unanswered = Some((before, cause));
                         }
                         Ok(None) | Err(_) => return Err(StoreError::Indeterminate(cause).into()),
                     }
                 }
-                Err(error) => return Err(StoreError::from(error).into()),
+                Err(error) => return Err(told(&mut unanswered, StoreError::from(error))),
             }
         }
-        Err(StoreError::Contended.into())
+        Err(told(&mut unanswered, StoreError::Contended))
     }
 
     /// Whether a step that storage did not answer was made; `None` = nobody can tell.
@@ -101,7 +127,12 @@ impl Core {
         }
         // What goes in this step is there still: it was not made. If it is gone, others may have taken it too.
         if let Some(first) = along.iter().find(|swap| swap.swap == Swap::Delete) {
-            return Ok(self.meta.get(&first.key).await?.map(|_| false));
+            if self.meta.get(&first.key).await?.is_some() {
+                return Ok(Some(false));
+            }
+            // Unless it was made between the two looks.
+            let now = self.head(head_key).await?;
+            return Ok((now.map(|(head, _)| head.version) == new.map(|new| new.head.version)).then_some(true));
         }
         // The very entry that was read is there still. An object that is absent as before may have been written and deleted since.
         Ok(now.filter(|(_, revision)| Some(*revision) == read).map(|_| false))

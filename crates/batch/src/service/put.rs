@@ -2,9 +2,11 @@
 //! to it and takes the intent away. Whoever loses a race is overtaken by the later one, and is right nevertheless.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate_core::port::{CompareAndSwap, Revision, Swap, SwapOutcome};
+use tidegate_core::time::Moment;
 use uuid::Builder;
 
 use super::commit::Committed;
@@ -15,6 +17,9 @@ use crate::key;
 use crate::object::{Collection, METADATA_MAX_BYTES, Metadata, ObjectInfo, ObjectKey, Version};
 use crate::stored::{BlobId, Head, Intent, Piece, Place};
 use crate::tier::{Condition, New};
+
+/// How long the deletion of a blob is waited for.
+const DELETE_MAX: Duration = Duration::from_secs(30);
 
 /// What is said of an object that is written.
 #[derive(Debug, Clone, Default)]
@@ -47,7 +52,8 @@ impl ObjectService {
     }
 
     /// Writes an object, durable when answered. Memory: up to `hot_max_bytes` and three parts of 8 MiB, however large it is.
-    /// Dropping the future before the last byte has come gives the write up, and what is left of it is cleared away; afterwards it goes to its end.
+    /// Dropping the future before the blob store has the last byte gives the write up, and what is left of it is cleared away; afterwards it
+    /// goes to its end. One that is not stored by [`write_max`](super::ObjectSpec::write_max) is given up, however slow its bytes or the blob store.
     /// Needs a tokio runtime.
     pub async fn put(
         &self,
@@ -65,21 +71,16 @@ impl ObjectService {
             Gathered::More(first, rest) => {
                 // A condition that does not hold already need not cost a blob; it is judged again at the end.
                 self.check_now(collection, key, &put.condition).await?;
-                let mut incoming = Incoming::new(first, rest, limit_bytes, put.sha256);
-                let mut blobs = Vec::new();
-                while incoming.has_more().await? {
-                    let writing = Writing::begin(core).await?;
-                    let unfinished = writing.fill(&mut incoming).await?;
-                    blobs.push((writing, unfinished));
-                }
-                let length = incoming.end()?;
+                let incoming = Incoming::new(first, rest, limit_bytes, put.sha256);
+                let deadline = core.deadline();
+                let (blobs, length) = core.within(deadline, fill(core, deadline, incoming)).await?;
                 let (objects, head_key, key) = (self.clone(), head_key(collection, key), key.clone());
                 // From here on it goes to its end, also if nobody waits for it: a blob that is being published cannot be called back.
                 let ended = tokio::spawn(async move {
                     let (mut writings, mut pieces) = (Vec::new(), Vec::new());
-                    let mut blobs = blobs.into_iter();
-                    for (writing, unfinished) in blobs.by_ref() {
-                        pieces.push(writing.publish(unfinished).await?);
+                    for (writing, unfinished) in blobs {
+                        let (writing, piece) = writing.publish(unfinished).await?;
+                        pieces.push(piece);
                         writings.push(writing);
                     }
                     let new = objects.new_head(put.metadata, Place::Cold(pieces), length)?;
@@ -171,6 +172,56 @@ pub(super) fn check_metadata(metadata: &Metadata) -> Result<(), PutError> {
     Ok(())
 }
 
+/// Takes an object's bytes, for as many blobs as it needs, until the blob store has them: how many they were.
+async fn fill(
+    core: &Arc<Core>,
+    deadline: Deadline,
+    mut incoming: Incoming<'_>,
+) -> Result<(Vec<(Writing, Unfinished)>, u64), PutError> {
+    let mut blobs = Vec::new();
+    while incoming.has_more().await? {
+        let writing = Writing::begin(core, deadline).await?;
+        let unfinished = writing.fill(&mut incoming).await?;
+        blobs.push((writing, unfinished));
+    }
+    let length = incoming.end()?;
+    for (_, unfinished) in &mut blobs {
+        unfinished.land().await?;
+    }
+    Ok((blobs, length))
+}
+
+/// When a write is given up.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deadline {
+    /// As this process waits for it.
+    at: Moment,
+    /// As it is written down for others.
+    unix_ms: i64,
+}
+
+impl Core {
+    /// That of a write that begins now.
+    pub(super) fn deadline(&self) -> Deadline {
+        let limit_ms = i64::try_from(self.spec.write_max.as_millis()).unwrap_or(i64::MAX);
+        let unix_ms = self.now().unix_ms().saturating_add(limit_ms);
+        Deadline { at: self.clock.now().after(self.spec.write_max), unix_ms }
+    }
+
+    /// Drops what is not done by the deadline.
+    pub(super) async fn within<T>(
+        &self,
+        deadline: Deadline,
+        write: impl Future<Output = Result<T, PutError>>,
+    ) -> Result<T, PutError> {
+        tokio::select! {
+            biased;
+            written = write => written,
+            () = self.clock.sleep_until(deadline.at) => Err(PutError::TookTooLong { limit: self.spec.write_max }),
+        }
+    }
+}
+
 /// A blob that is being written: its intent is durable. Dropped, it is given up and cleared away.
 pub(super) struct Writing {
     core: Arc<Core>,
@@ -178,21 +229,19 @@ pub(super) struct Writing {
     /// The name of its upload in parts, where that has one.
     upload: Option<Box<str>>,
     intent: Revision,
-    deadline_ms: i64,
+    deadline: Deadline,
     over: bool,
 }
 
 impl Writing {
-    pub(super) async fn begin(core: &Arc<Core>) -> Result<Self, PutError> {
+    pub(super) async fn begin(core: &Arc<Core>, deadline: Deadline) -> Result<Self, PutError> {
         let blob = BlobId(core.draw()?);
-        let limit_ms = i64::try_from(core.spec.write_max.as_millis()).unwrap_or(i64::MAX);
-        let deadline_ms = core.now().unix_ms().saturating_add(limit_ms);
-        let swap = Swap::Put(Intent::Writing { by: core.life, deadline_ms }.seal());
+        let swap = Swap::Put(Intent::Writing { by: core.life, deadline_ms: deadline.unix_ms }.seal());
         let put = CompareAndSwap { key: key::intent(blob), expected: None, swap };
         match core.meta.compare_and_swap(vec![put], core.durability).await.map_err(StoreError::from)? {
             SwapOutcome::Swapped(revisions) => {
                 let intent = revisions.first().copied().unwrap_or(Revision(0));
-                let writing = Self { core: Arc::clone(core), blob, upload: None, intent, deadline_ms, over: false };
+                let writing = Self { core: Arc::clone(core), blob, upload: None, intent, deadline, over: false };
                 if !core.cold.names_uploads() {
                     return Ok(writing);
                 }
@@ -208,7 +257,7 @@ impl Writing {
     async fn begin_upload(mut self) -> Result<Self, PutError> {
         self.upload = self.core.cold.begin(self.blob).await?;
         let Some(upload) = self.upload.clone() else { return Ok(self) };
-        let uploading = Intent::Uploading { by: self.core.life, deadline_ms: self.deadline_ms, upload };
+        let uploading = Intent::Uploading { by: self.core.life, deadline_ms: self.deadline.unix_ms, upload };
         let swap = CompareAndSwap { swap: Swap::Put(uploading.seal()), ..self.consume() };
         match self.core.meta.compare_and_swap(vec![swap], self.core.durability).await.map_err(StoreError::from)? {
             SwapOutcome::Swapped(revisions) => {
@@ -226,12 +275,25 @@ impl Writing {
         blob::write(cold, budget, self.blob, self.upload.as_deref(), incoming).await
     }
 
-    /// Lets the blob come to be, unless its time is over: the sweep may take the intent some time after that.
-    pub(super) async fn publish(&self, unfinished: Unfinished) -> Result<Piece, PutError> {
-        if self.core.now().unix_ms() >= self.deadline_ms {
+    /// Lets the blob come to be, unless its time is over: the sweep may take the intent some time after that. Where the blob store does not
+    /// answer in time it is left to itself, and what it may yet make is deleted when it has answered.
+    pub(super) async fn publish(self, unfinished: Unfinished) -> Result<(Self, Piece), PutError> {
+        if self.core.now().unix_ms() >= self.deadline.unix_ms {
             return Err(self.took_too_long());
         }
-        Ok(unfinished.finish().await?)
+        let mut finishing = tokio::spawn(unfinished.finish());
+        let finished = self.core.within(self.deadline, async { Ok((&mut finishing).await) }).await;
+        match finished {
+            Ok(Ok(piece)) => Ok((self, piece?)),
+            Ok(Err(died)) => Err(StoreError::Unavailable(Box::new(died)).into()),
+            Err(late) => {
+                tokio::spawn(async move {
+                    let _ = finishing.await;
+                    self.fenced().await;
+                });
+                Err(late)
+            }
+        }
     }
 
     fn took_too_long(&self) -> PutError {
@@ -241,7 +303,7 @@ impl Writing {
     /// Others took the intent away, or that of another blob of the object: nothing refers to the blob, and nothing ever will. Where the intent
     /// is there still it goes the way of all that is given up.
     pub(super) async fn fenced(self) -> PutError {
-        if let Err(error) = self.core.cold.delete(self.blob, self.upload.as_deref()).await {
+        if let Err(error) = self.core.delete_blob(self.blob, self.upload.clone()).await {
             tracing::error!(%error, blob = ?self.blob, "a blob that nobody refers to was not deleted");
         }
         self.took_too_long()
@@ -280,6 +342,29 @@ impl Drop for Writing {
 }
 
 impl Core {
+    /// Deletes a blob. One that the blob store does not delete in time goes on beside the caller, and there are never more than a few of
+    /// those: a directory that hangs holds up neither the sweep nor the threads that everybody shares.
+    pub(super) async fn delete_blob(&self, blob: BlobId, upload: Option<Box<str>>) -> Result<(), StoreError> {
+        let cold = self.cold.clone();
+        let deleted = async {
+            let turn = Arc::clone(&self.deletions).acquire_owned().await.expect("it is never closed");
+            let delete = tokio::spawn(async move {
+                let deleted = cold.delete(blob, upload.as_deref()).await;
+                drop(turn);
+                deleted
+            });
+            delete.await.map_err(|died| StoreError::Unavailable(Box::new(died)))?
+        };
+        let late = self.clock.now().after(DELETE_MAX);
+        tokio::select! {
+            biased;
+            deleted = deleted => deleted,
+            () = self.clock.sleep_until(late) => {
+                Err(StoreError::Unavailable("the blob store does not delete what it is asked to".into()))
+            }
+        }
+    }
+
     async fn give_up(&self, blob: BlobId, upload: Option<Box<str>>, consume: CompareAndSwap) -> Result<(), StoreError> {
         let garbage = Swap::Put(Intent::garbage(self.now().unix_ms(), upload.clone()).seal());
         let swap = CompareAndSwap { swap: garbage, ..consume };
@@ -288,7 +373,7 @@ impl Core {
             SwapOutcome::Swapped(revisions) => revisions.first().copied(),
             SwapOutcome::Mismatch { .. } => return Ok(()),
         };
-        self.cold.delete(blob, upload.as_deref()).await?;
+        self.delete_blob(blob, upload).await?;
         let forget = CompareAndSwap { key, expected: revision, swap: Swap::Delete };
         self.meta.compare_and_swap(vec![forget], self.durability).await?;
         Ok(())

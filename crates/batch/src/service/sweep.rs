@@ -1,7 +1,11 @@
 //! Finishing what was left half done, and removing what has expired. Every step may happen twice, or beside another server's.
 
+use std::num::NonZeroUsize;
+
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
+use lru::LruCache;
+use parking_lot::Mutex;
 use tidegate_core::port::{CompareAndSwap, MetaEntry, MetaRange, Swap, SwapOutcome};
 
 use super::{Core, ObjectService};
@@ -13,11 +17,13 @@ use crate::tier::{Current, replace};
 /// Entries that are looked at together.
 const PAGE: usize = 256;
 /// Blobs that are deleted side by side: a bucket takes its time for each.
-const BLOBS_AT_ONCE: usize = 16;
+pub(super) const BLOBS_AT_ONCE: usize = 16;
 /// Pages of a kind that one sweep looks at.
 const PAGES: usize = 16;
 /// How long after its deadline a write is given up: its writer publishes nothing after the deadline, and has this long to end.
 const DEADLINE_MARGIN_MS: i64 = 10 * 60 * 1_000;
+/// Damaged entries of which it is remembered that they were told.
+const DAMAGED_MAX_COUNT: NonZeroUsize = NonZeroUsize::new(1_024).expect("it is not zero");
 
 /// How far a sweep came.
 #[derive(Debug, Clone, Default)]
@@ -106,7 +112,7 @@ impl Core {
         for entry in entries {
             match self.sweep_upload(&entry).await {
                 Ok(removed) => swept.uploads += u64::from(removed),
-                Err(error) => swept.note("an upload", &error),
+                Err(error) => swept.note("an upload", &error, self.damaged.told(&entry.key, &error)),
             }
         }
         Ok(next)
@@ -119,7 +125,9 @@ impl Core {
         if self.now().unix_ms().saturating_sub(upload.created_ms) < limit_ms {
             return Ok(false);
         }
-        self.remove_upload(entry.key.clone(), UploadId(upload.id), entry.revision).await
+        let removed = self.remove_upload(entry.key.clone(), UploadId(upload.id), entry.revision).await?;
+        self.full.forget(&upload.tenant);
+        Ok(removed)
     }
 
     /// Forgets what completions were answered, a page in one step.
@@ -132,7 +140,7 @@ impl Core {
                 Some(Ok(completed)) if now_ms >= completed.until_ms => {
                     due.push(CompareAndSwap { key, expected: Some(revision), swap: Swap::Delete });
                 }
-                Some(Err(error)) => swept.note("a completed upload", &error),
+                Some(Err(error)) => swept.note("a completed upload", &error, self.damaged.told(&key, &error)),
                 _ => {}
             }
         }
@@ -140,12 +148,12 @@ impl Core {
         if !due.is_empty()
             && let Err(error) = self.meta.compare_and_swap(due, self.durability).await
         {
-            swept.note("completed uploads", &error.into());
+            swept.note("completed uploads", &error.into(), false);
         }
         Ok(next)
     }
 
-    /// Some at a time. Where none of those could be cleared away the blob store is `away`: whoever is `alone` then only takes what is left
+    /// Some at a time. Where the blob store deleted none of those that it was asked for it is `away`: whoever is `alone` then only takes what is left
     /// from its writers, for the sweeps; others stop there.
     async fn sweep_intents(
         &self,
@@ -158,24 +166,31 @@ impl Core {
         while !entries.is_empty() {
             let rest = entries.split_off(entries.len().min(BLOBS_AT_ONCE));
             let skip = *away;
-            let done: Vec<(Swept, Result<(), StoreError>)> = stream::iter(entries)
+            let done: Vec<(Bytes, Swept, Result<(), Unswept>)> = stream::iter(entries)
                 .map(|entry| async move {
-                    let mut one = Swept::default();
+                    let (key, mut one) = (entry.key.clone(), Swept::default());
                     let done = self.sweep_intent(entry, alone, skip, &mut one).await;
-                    (one, done)
+                    (key, one, done)
                 })
                 .buffer_unordered(BLOBS_AT_ONCE)
                 .collect()
                 .await;
-            let before = (swept.blobs, swept.failed);
-            for (one, done) in done {
+            let (before, mut kept) = (swept.blobs, false);
+            for (key, one, done) in done {
                 swept.blobs += one.blobs;
                 swept.given_up += one.given_up;
-                if let Err(error) = done {
-                    swept.note("a blob", &error);
+                match done {
+                    Ok(()) => {}
+                    Err(Unswept::Entry(error)) => {
+                        swept.note("a blob's intent", &error, self.damaged.told(&key, &error))
+                    }
+                    Err(Unswept::Blob(error)) => {
+                        kept = true;
+                        swept.note("a blob", &error, false);
+                    }
                 }
             }
-            *away |= swept.blobs == before.0 && swept.failed > before.1;
+            *away |= swept.blobs == before && kept;
             entries = rest;
             if *away
                 && !alone
@@ -187,13 +202,7 @@ impl Core {
         Ok(next)
     }
 
-    async fn sweep_intent(
-        &self,
-        entry: MetaEntry,
-        alone: bool,
-        skip: bool,
-        swept: &mut Swept,
-    ) -> Result<(), StoreError> {
+    async fn sweep_intent(&self, entry: MetaEntry, alone: bool, skip: bool, swept: &mut Swept) -> Result<(), Unswept> {
         let (Some(value), Some(blob)) = (&entry.value, key::blob_of(&entry.key)) else { return Ok(()) };
         let now_ms = self.now().unix_ms();
         let (due, upload, writer) = match Intent::open(value)? {
@@ -213,7 +222,7 @@ impl Core {
             // First it is taken from its writer, whose last step fails from then on; then the blob can go.
             let garbage = Swap::Put(Intent::garbage(now_ms, upload.clone()).seal());
             let swap = CompareAndSwap { key: entry.key.clone(), expected: Some(revision), swap: garbage };
-            match self.meta.compare_and_swap(vec![swap], self.durability).await? {
+            match self.meta.compare_and_swap(vec![swap], self.durability).await.map_err(StoreError::from)? {
                 SwapOutcome::Swapped(revisions) => {
                     revision = revisions.first().copied().unwrap_or(revision);
                     swept.given_up += 1;
@@ -224,9 +233,10 @@ impl Core {
         if skip {
             return Ok(());
         }
-        self.cold.delete(blob, upload.as_deref()).await?;
+        self.delete_blob(blob, upload).await.map_err(Unswept::Blob)?;
         let forget = CompareAndSwap { key: entry.key, expected: Some(revision), swap: Swap::Delete };
-        if matches!(self.meta.compare_and_swap(vec![forget], self.durability).await?, SwapOutcome::Swapped(_)) {
+        let forgotten = self.meta.compare_and_swap(vec![forget], self.durability).await.map_err(StoreError::from)?;
+        if matches!(forgotten, SwapOutcome::Swapped(_)) {
             swept.blobs += 1;
         }
         Ok(())
@@ -235,9 +245,10 @@ impl Core {
     async fn sweep_heads(&self, from: Option<Bytes>, swept: &mut Swept) -> Result<Option<Bytes>, StoreError> {
         let (entries, next) = self.page(key::all_heads(), from).await?;
         for entry in entries {
+            let key = entry.key.clone();
             match self.sweep_head(entry).await {
                 Ok(removed) => swept.expired += u64::from(removed),
-                Err(error) => swept.note("an object", &error),
+                Err(error) => swept.note("an object", &error, self.damaged.told(&key, &error)),
             }
         }
         Ok(next)
@@ -260,10 +271,60 @@ impl Core {
     }
 }
 
+/// Why a blob was not cleared away.
+enum Unswept {
+    /// What is known of it could not be read or changed.
+    Entry(StoreError),
+    /// The blob store did not delete it.
+    Blob(StoreError),
+}
+
+impl From<StoreError> for Unswept {
+    fn from(error: StoreError) -> Self {
+        Self::Entry(error)
+    }
+}
+
+/// Damaged entries that were told: a sweep comes by every second, and nothing mends them.
+pub(crate) struct Damaged(Mutex<LruCache<Bytes, ()>>);
+
+impl Default for Damaged {
+    fn default() -> Self {
+        Self(Mutex::new(LruCache::new(DAMAGED_MAX_COUNT)))
+    }
+}
+
+impl Damaged {
+    /// Whether this entry's damage was told before.
+    fn told(&self, key: &Bytes, error: &StoreError) -> bool {
+        matches!(error, StoreError::Corrupt { .. }) && self.0.lock().put(key.clone(), ()).is_some()
+    }
+}
+
 impl Swept {
     /// Counts what could not be looked at or cleared away.
-    fn note(&mut self, what: &str, error: &StoreError) {
-        tracing::warn!(%error, "{what} could not be looked at or cleared away now");
+    fn note(&mut self, what: &str, error: &StoreError, told: bool) {
+        if told {
+            tracing::debug!(%error, "{what} could not be looked at or cleared away, as before");
+        } else {
+            tracing::warn!(%error, "{what} could not be looked at or cleared away now");
+        }
         self.failed += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_damaged_is_told_once_and_what_is_away_each_time() {
+        let (damaged, key) = (Damaged::default(), Bytes::from_static(b"a"));
+        let corrupt = StoreError::Corrupt { what: "cut".into() };
+        let told: Vec<bool> = (0..3).map(|_| damaged.told(&key, &corrupt)).collect();
+        assert_eq!(told, [false, true, true]);
+        assert!(!damaged.told(&Bytes::from_static(b"b"), &corrupt));
+        let away = StoreError::Unavailable("away".into());
+        assert!(!damaged.told(&key, &away) && !damaged.told(&key, &away));
     }
 }

@@ -1,13 +1,13 @@
 //! Large objects in parts. Each part is a blob of its own, sent in any order and as often as wanted; completing lets the object refer to
 //! them in one step, without copying. An id proves itself: it is bound to its object, and nobody else can make one.
 
-use std::collections::BTreeSet;
+mod place;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
-use tidegate_core::id::Name;
 use tidegate_core::port::{CompareAndSwap, MetaEntry, MetaRange, Revision, Swap, SwapOutcome};
 
 use super::commit::Committed;
@@ -19,6 +19,8 @@ use crate::key;
 use crate::object::{Collection, Metadata, ObjectKey, Version};
 use crate::stored::{self, Completed, Head, Intent, Part, Piece, Place, Upload, UploadId};
 use crate::tier::Condition;
+
+pub(super) use place::Full;
 
 /// The most parts of an upload.
 pub const PART_MAX_COUNT: u32 = 1_000;
@@ -124,19 +126,25 @@ impl ObjectService {
         }
         let core = &self.core;
         core.upload(collection, key, token).await?;
-        let writing = Writing::begin(core).await?;
         // A part is one blob.
         let limit_bytes = core.spec.object_max_bytes.min(core.cold.blob_max_bytes());
         let mut incoming = Incoming::new(Bytes::new(), body, limit_bytes, sha256);
-        let unfinished = writing.fill(&mut incoming).await?;
-        // One byte more than a blob takes is too much, and found by looking for it.
-        incoming.has_more().await?;
-        incoming.end()?;
+        let deadline = core.deadline();
+        let filled = core.within(deadline, async {
+            let writing = Writing::begin(core, deadline).await?;
+            let mut unfinished = writing.fill(&mut incoming).await?;
+            // One byte more than a blob takes is too much, and found by looking for it.
+            incoming.has_more().await?;
+            incoming.end()?;
+            unfinished.land().await?;
+            Ok((writing, unfinished))
+        });
+        let (writing, unfinished) = filled.await?;
         let core = Arc::clone(core);
         let (collection, key) = (collection.clone(), key.clone());
         // As with a whole object: a blob that is being published cannot be called back.
         let ended = tokio::spawn(async move {
-            let piece = writing.publish(unfinished).await?;
+            let (writing, piece) = writing.publish(unfinished).await?;
             core.add_part(&collection, &key, token, number, writing, piece).await
         });
         ended.await.map_err(|error| StoreError::Indeterminate(Box::new(error)))?
@@ -170,12 +178,48 @@ impl ObjectService {
         named: Option<&[NamedPart]>,
         condition: &Condition,
     ) -> Result<Written, UploadError> {
+        match self.complete(collection, key, token, named, condition).await {
+            // Another completion may have been quicker: then its answer is the answer of this one.
+            Err(
+                refused @ (UploadError::Unknown
+                | UploadError::Missing { .. }
+                | UploadError::Replaced { .. }
+                | UploadError::Put(PutError::Precondition(_) | PutError::Store(StoreError::Contended))),
+            ) => self.completed_upload(collection, key, token).await?.ok_or(refused),
+            Err(unknown @ UploadError::Put(PutError::Store(StoreError::Indeterminate(_)))) => {
+                match self.completed_upload(collection, key, token).await {
+                    Ok(Some(written)) => Ok(written),
+                    _ => Err(unknown),
+                }
+            }
+            ended => ended,
+        }
+    }
+
+    /// What the completion of an upload was answered, where it is remembered; `None` = the upload is open.
+    pub async fn completed_upload(
+        &self,
+        collection: &Collection,
+        key: &ObjectKey,
+        token: UploadToken,
+    ) -> Result<Option<Written>, UploadError> {
+        match self.core.upload(collection, key, token).await {
+            Ok(_) => Ok(None),
+            Err(UploadError::Unknown) => self.core.completed(collection, key, token).await.map(Some),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn complete(
+        &self,
+        collection: &Collection,
+        key: &ObjectKey,
+        token: UploadToken,
+        named: Option<&[NamedPart]>,
+        condition: &Condition,
+    ) -> Result<Written, UploadError> {
         let core = &self.core;
-        let (upload, revision) = match core.upload(collection, key, token).await {
-            Ok(found) => found,
-            Err(UploadError::Unknown) => return core.completed(collection, key, token).await,
-            Err(error) => return Err(error),
-        };
+        let (upload, revision) = core.upload(collection, key, token).await?;
         let there = core.parts(token.id()).await?;
         let chosen = choose(&there, named)?;
         let pieces: Vec<_> = chosen.iter().map(|part| part.piece.clone()).collect();
@@ -206,13 +250,12 @@ impl ObjectService {
             swap: Swap::Put(Completed { until_ms, created, head: head.clone() }.seal()),
         };
         match core.commit_and(&head_key(collection, key), Some(&new), condition, &along, &remember).await? {
-            Committed::Made(before) => Ok(Written { created: before.is_none(), info: new.head.info(key.clone()) }),
+            Committed::Made(before) => {
+                core.full.forget(collection.tenant.as_str());
+                Ok(Written { created: before.is_none(), info: new.head.info(key.clone()) })
+            }
             // It was completed or aborted meanwhile, or a part was sent again.
-            Committed::Fenced | Committed::Nothing => match core.upload(collection, key, token).await {
-                Ok(_) => Err(StoreError::Contended.into()),
-                Err(UploadError::Unknown) => core.completed(collection, key, token).await,
-                Err(error) => Err(error),
-            },
+            Committed::Fenced | Committed::Nothing => Err(StoreError::Contended.into()),
         }
     }
 
@@ -227,6 +270,7 @@ impl ObjectService {
         for _ in 0..super::ATTEMPTS_MAX {
             let (_, revision) = core.upload(collection, key, token).await?;
             if core.remove_upload(key::upload(&collection.tenant, token.id()), token.id(), revision).await? {
+                core.full.forget(collection.tenant.as_str());
                 return Ok(());
             }
         }
@@ -362,26 +406,6 @@ impl Core {
     async fn prove(&self, collection: &Collection, object: &ObjectKey, token: UploadToken) -> Result<(), UploadError> {
         let proof = self.proof(token.id(), collection, object).await?;
         proof.verify_truncated_left(&token.0[16..]).map_err(|_| UploadError::Unknown)
-    }
-
-    /// The name of a new upload, in a place that was free when it was looked at.
-    async fn free_place(&self, tenant: &Name) -> Result<UploadId, UploadError> {
-        let limit = self.spec.upload_max_open;
-        let uploads = key::uploads_of(tenant).freeze();
-        let limit_count = usize::try_from(limit).unwrap_or(usize::MAX);
-        let open = MetaRange { prefix: uploads.clone(), from: uploads, limit: limit_count };
-        let open = self.meta.scan(open).await.map_err(StoreError::from)?;
-        if open.len() >= limit_count {
-            return Err(UploadError::TooMany { limit });
-        }
-        let taken: BTreeSet<u16> = open.iter().filter_map(|entry| key::upload_place(&entry.key)).collect();
-        let random = self.draw()?;
-        let [.., a, b, c, d] = random;
-        // One of the free ones by chance, so that those who begin at the same time seldom want the same.
-        let free = limit_count - open.len();
-        let nth = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(0) % free;
-        let place = (0..=u16::MAX).filter(|place| !taken.contains(place)).nth(nth);
-        Ok(UploadId::new(place.expect("there are more places than are taken"), random))
     }
 
     async fn token(
