@@ -108,7 +108,14 @@ pub(super) async fn complete(
     let body = read_whole(body, &settings, app.services.clock.as_ref()).await?;
     let named = if body.is_empty() { None } else { Some(named(&body)?) };
     let objects = &app.services.objects;
-    let condition = Conditions::read(&head.headers)?.pinned(objects, collection, key).await?;
+    let condition = match Conditions::read(&head.headers)?.pinned(objects, collection, key).await {
+        Ok(condition) => condition,
+        // Who lost the answer asks again with the same conditions, and finds the object that it made itself.
+        Err(refused) => {
+            let before = objects.completed_upload(collection, key, token).await.map_err(upload_problem)?;
+            return before.map(|before| written(&before)).ok_or(refused);
+        }
+    };
     let completed = objects.complete_upload(collection, key, token, named.as_deref(), &condition).await;
     Ok(written(&completed.map_err(upload_problem)?))
 }

@@ -155,6 +155,38 @@ fn completing_obeys_conditions_and_takes_no_coding() {
 }
 
 #[test]
+fn a_completion_with_conditions_whose_answer_was_lost_is_answered_the_same_again() {
+    block_on(async {
+        let world = World::start();
+        let mut tag = String::new();
+        for name in ["if-none-match", "if-match", "if-unmodified-since"] {
+            let upload = begin(&world, &[]).await;
+            part(&world, &upload, "1", name.as_bytes()).await;
+            let path = format!("{PATH}?upload={upload}");
+            let condition = match name {
+                "if-none-match" => (name, "*"),
+                "if-match" => (name, tag.as_str()),
+                _ => (name, "Fri, 01 Jan 2100 00:00:00 GMT"),
+            };
+            let first = ask(world.address, "POST", &path, &[condition], b"").await;
+            assert_eq!(first.status(), if name == "if-none-match" { 201 } else { 200 }, "{name}");
+            let made = first.header("etag").unwrap().to_owned();
+            if name == "if-unmodified-since" {
+                assert_eq!(world.delete(PATH).await.status(), 204);
+            }
+            let again = ask(world.address, "POST", &path, &[condition], b"").await;
+            assert_eq!((again.status(), again.json()), (first.status(), first.json()), "{name}");
+            tag = made;
+        }
+        assert_eq!(world.get(PATH).await.status(), 404, "an answer makes nothing");
+        // An upload that is none is told as such, whatever the conditions.
+        let path = format!("{PATH}?upload={}", "0".repeat(64));
+        let unknown = ask(world.address, "POST", &path, &[("if-match", "*")], b"").await;
+        assert_eq!(refused(&unknown), (404, "upload_not_found".into()));
+    });
+}
+
+#[test]
 fn what_is_said_of_the_whole_object_with_a_part_is_refused_and_not_lost() {
     block_on(async {
         let world = World::start();
