@@ -45,7 +45,7 @@ pub use writer::{Settled, Writer, Written};
 pub struct Spec {
     /// How many are kept, and for how long.
     pub retention: Retention,
-    /// Bytes of a pack; the last chunk is not cut for it. Up to three packs are in memory while a checkpoint is saved.
+    /// Bytes of a pack; the last chunk is not cut for it. Up to four packs are in memory while a checkpoint is saved.
     pub pack_bytes: usize,
     /// A save copies at most one in so many bytes of the state out of packs of which little is needed.
     pub repack_share: u64,

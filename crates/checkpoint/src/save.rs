@@ -24,7 +24,7 @@ const WINDOW_BYTES: usize = 4 * 1_024 * 1_024;
 /// Windows that are being hashed at the same time.
 const WINDOWS_IN_FLIGHT: usize = 2;
 /// Packs that are being written at the same time.
-const PACKS_IN_FLIGHT: usize = 2;
+const PACKS_IN_FLIGHT: usize = 3;
 /// Chunks that one part of a list names.
 pub(crate) const INDEX_CHUNKS: usize = 32_768;
 /// The version of the layout of a part of a list.
