@@ -9,7 +9,8 @@
 //!
 //! Two things are added. Every [`PROBE_ROUNDS`] rounds one round runs with half the window and measures `base` anew (BBR's
 //! ProbeRTT), so that a store that became slower for good is not taken for a queue for ever. And where more than half of what is
-//! in flight queues, or the store says that it is overloaded, the window is halved, once a round trip.
+//! in flight queues, or the store says that it is overloaded, the window is halved, once a round trip: each window that is smaller than
+//! the one before begins an [era](Vegas::era), and what was begun in an earlier one tells nothing any more.
 
 use std::time::Duration;
 
@@ -31,11 +32,13 @@ pub enum Sample {
         latency: Duration,
         /// How many were in flight when it began, itself among them.
         in_flight: u32,
+        /// Which [era](Vegas::era) it was when it began.
+        era: u64,
     },
     /// The store refused it because it has too much to do.
     Overloaded {
-        /// How many were in flight when it began, itself among them.
-        in_flight: u32,
+        /// Which [era](Vegas::era) it was when it began.
+        era: u64,
     },
 }
 
@@ -46,8 +49,8 @@ enum Phase {
     Start,
     /// Moves by small steps.
     Steady,
-    /// Runs with half the window. `stale` more samples were begun before that and say nothing.
-    Probe { stale: u32 },
+    /// Runs with half the window.
+    Probe,
 }
 
 /// The machine. [`apply`](Self::apply) takes what ended and gives the window from now on.
@@ -59,9 +62,8 @@ pub struct Vegas {
     base: Option<Duration>,
     round: Round,
     rounds: u32,
-    /// So many samples were begun before the store's last refusal that counted. Those that are refused too tell of the same queue, and
-    /// the others waited in it: none of them says anything of the window that there is since.
-    before_refusal: u32,
+    /// How often the window has become smaller.
+    era: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -82,7 +84,7 @@ impl Vegas {
             base: None,
             round: Round::default(),
             rounds: 0,
-            before_refusal: 0,
+            era: 0,
         }
     }
 
@@ -90,15 +92,21 @@ impl Vegas {
     #[must_use]
     pub fn with_max(mut self, max: u32) -> Self {
         self.max = max.max(1);
-        self.before_refusal = 0;
         self
     }
 
     /// How many may be in flight now: from 1 to the bound.
     #[must_use]
     pub fn limit(&self) -> u32 {
-        let limit = if matches!(self.phase, Phase::Probe { .. }) { self.limit / 2 } else { self.limit };
+        let limit = if self.phase == Phase::Probe { self.limit / 2 } else { self.limit };
         limit.clamp(1, self.max)
+    }
+
+    /// How often the window has become smaller. Whoever begins an operation under a window notes it with that window: what was begun before
+    /// it became smaller is refused by the same queue, or waited in it, and says nothing of the window that there is since.
+    #[must_use]
+    pub fn era(&self) -> u64 {
+        self.era
     }
 
     /// The least latency that counts as one without a queue; `None` before the first round.
@@ -109,28 +117,25 @@ impl Vegas {
 
     /// Takes what one operation told and gives the window from now on. Constant time.
     pub fn apply(&mut self, sample: Sample) -> u32 {
-        if self.before_refusal > 0 {
-            self.before_refusal -= 1;
-            return self.limit();
-        }
         match sample {
-            Sample::Overloaded { in_flight } => {
-                // Once a round trip, as TCP does: all of a window may be refused at the same time.
-                self.before_refusal = in_flight.min(self.limit()).saturating_sub(1);
-                self.limit = (self.limit() / 2).max(1);
-                self.phase = Phase::Steady;
+            // Once a round trip, as TCP does: all of a window may be refused at the same time.
+            Sample::Overloaded { era } | Sample::Served { era, .. } if era != self.era => {}
+            Sample::Overloaded { .. } => {
+                self.shrink(self.limit() / 2);
                 self.round = Round::default();
             }
-            Sample::Served { latency, in_flight } => self.served(latency.max(LATENCY_MIN), in_flight),
+            Sample::Served { latency, in_flight, .. } => self.served(latency.max(LATENCY_MIN), in_flight),
         }
         self.limit()
     }
 
+    fn shrink(&mut self, limit: u32) {
+        self.limit = limit.max(1);
+        self.phase = Phase::Steady;
+        self.era += 1;
+    }
+
     fn served(&mut self, latency: Duration, in_flight: u32) {
-        if let Phase::Probe { stale: stale @ 1.. } = &mut self.phase {
-            *stale -= 1;
-            return;
-        }
         self.round.samples += 1;
         self.round.in_flight = self.round.in_flight.max(in_flight);
         let least = self.round.least.map_or(latency, |least| least.min(latency));
@@ -142,7 +147,7 @@ impl Vegas {
     }
 
     fn end_round(&mut self, rtt: Duration, in_flight: u32) {
-        if matches!(self.phase, Phase::Probe { .. }) {
+        if self.phase == Phase::Probe {
             self.base = Some(rtt);
             self.phase = Phase::Steady;
             return;
@@ -156,11 +161,9 @@ impl Vegas {
         // Who used not even half of the window learns nothing about a larger one.
         let used = in_flight.saturating_mul(2) >= limit;
         if queue > f64::from(beta) && queue * 2.0 > f64::from(in_flight) {
-            self.phase = Phase::Steady;
-            self.limit = (limit / 2).max(1);
+            self.shrink(limit / 2);
         } else if queue > f64::from(beta) {
-            self.phase = Phase::Steady;
-            self.limit = limit.saturating_sub(step).max(1);
+            self.shrink(limit.saturating_sub(step));
         } else if queue > f64::from(alpha) {
             self.phase = Phase::Steady;
         } else if used {
@@ -171,7 +174,8 @@ impl Vegas {
         self.rounds += 1;
         if self.rounds >= PROBE_ROUNDS && self.phase == Phase::Steady {
             self.rounds = 0;
-            self.phase = Phase::Probe { stale: self.limit.min(self.max) };
+            self.phase = Phase::Probe;
+            self.era += 1;
         }
     }
 }

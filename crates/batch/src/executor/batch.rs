@@ -59,7 +59,7 @@ impl Reservation {
     {
         Batch {
             input: Some(Box::pin(input)),
-            view: View { limit: 0, blocked: false, done: 0 },
+            view: View { limit: 0, era: 0, blocked: false, done: 0 },
             flight: Flight::new(self.held, operate),
             begun: 0,
             yielded: 0,
@@ -190,7 +190,7 @@ where
                 Poll::Pending => return None,
                 Poll::Ready(None) => self.input = None,
                 Poll::Ready(Some((tag, Err(error)))) => return Some((tag, Err(ItemError::Input(error)))),
-                Poll::Ready(Some((tag, Ok(work)))) => match self.begin(tag, work) {
+                Poll::Ready(Some((tag, Ok(work)))) => match self.begin(tag, work, view.era) {
                     Ok(blocked) => view.blocked = blocked,
                     Err((tag, refused)) => return Some((tag, Err(refused))),
                 },
@@ -199,8 +199,8 @@ where
         None
     }
 
-    /// Gives an operation to a task of its own. `Ok(true)` when it waits there for bytes.
-    fn begin(&mut self, tag: T, work: W) -> Result<bool, (T, ItemError<P::Error, I>)> {
+    /// Gives an operation to a task of its own, in this era of the window. `Ok(true)` when it waits there for bytes.
+    fn begin(&mut self, tag: T, work: W, era: u64) -> Result<bool, (T, ItemError<P::Error, I>)> {
         let core = &self.flight.core;
         if !core.rank.may_wait() {
             metric::refused("nested");
@@ -235,7 +235,7 @@ where
         let rank = core.rank;
         self.begun += 1;
         let in_flight = u32::try_from(self.in_flight()).unwrap_or(u32::MAX);
-        let operation = rank.within(run(place, work, admission, kind, in_flight));
+        let operation = rank.within(run(place, work, admission, kind, (in_flight, era)));
         // It is on its own from here.
         if !at_hand || waits {
             tokio::spawn(operation);
@@ -319,7 +319,7 @@ fn run<T, W, P>(
     work: W,
     admission: Admission,
     kind: &'static str,
-    in_flight: u32,
+    (in_flight, era): (u32, u64),
 ) -> impl Future<Output = ()> + Send
 where
     T: Send + 'static,
@@ -351,13 +351,11 @@ where
             Ok((Ok(output), _)) => {
                 let sample = clock.zip(begun).map(|(clock, begun)| {
                     let latency = clock.now().saturating_since(begun);
-                    Sample::Served { latency, in_flight }
+                    Sample::Served { latency, in_flight, era }
                 });
                 (Ok(output), sample)
             }
-            Ok((Err(error), overload)) => {
-                (Err(Ended::Failed(error)), overload.then_some(Sample::Overloaded { in_flight }))
-            }
+            Ok((Err(error), overload)) => (Err(Ended::Failed(error)), overload.then_some(Sample::Overloaded { era })),
             Err(payload) => {
                 metric::panicked(kind);
                 discard(payload);

@@ -38,6 +38,8 @@ struct State<R> {
 #[derive(Clone, Copy)]
 pub(super) struct View {
     pub(super) limit: u32,
+    /// Of the window, when it had this limit.
+    pub(super) era: u64,
     pub(super) blocked: bool,
     /// Results that have not been taken yet.
     pub(super) done: usize,
@@ -76,7 +78,8 @@ impl<P, R> Flight<P, R> {
     /// How much may be in flight.
     pub(super) fn view(&self) -> View {
         let state = self.state.lock();
-        View { limit: state.limit, blocked: state.blocked, done: state.done.len() }
+        let era = state.window.as_ref().map_or(0, Vegas::era);
+        View { limit: state.limit, era, blocked: state.blocked, done: state.done.len() }
     }
 
     /// Leaves a waker, unless something has happened since `seen`: then `false`.

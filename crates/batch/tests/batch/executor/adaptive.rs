@@ -1,7 +1,7 @@
 //! The adaptive window around real tasks, on a time that stands still while somebody works.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -104,5 +104,55 @@ fn a_store_that_says_that_it_has_too_much_to_do_is_asked_for_less() {
     on_paused_time(async {
         let most = most_in_flight(&Store::new(1_000, 30)).await;
         assert!((15..=34).contains(&most), "{most} in flight at a store that refuses beyond 30");
+    });
+}
+
+/// Serves or refuses everything, 50 ms after it was asked.
+struct Moody {
+    refuses: AtomicBool,
+    inside: AtomicUsize,
+    most: AtomicUsize,
+}
+
+struct MoodyBackend(Arc<Moody>);
+
+impl Operate<Job> for MoodyBackend {
+    type Output = ();
+    type Error = Refused;
+
+    async fn operate(&self, job: Job) -> Result<(), Refused> {
+        let inside = self.0.inside.fetch_add(1, Ordering::SeqCst) + 1;
+        self.0.most.fetch_max(inside, Ordering::SeqCst);
+        // Before it waits: all of one window are refused, or none.
+        let refused = self.0.refuses.load(Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(job.ms)).await;
+        self.0.inside.fetch_sub(1, Ordering::SeqCst);
+        if refused { Err(Refused("slow down")) } else { Ok(()) }
+    }
+
+    fn is_overload(&self, error: &Refused) -> bool {
+        error.0 == "slow down"
+    }
+}
+
+#[test]
+fn a_first_window_that_is_refused_as_a_whole_halves_what_was_learnt_once_and_not_once_an_operation() {
+    on_paused_time(async {
+        let moody = Arc::new(Moody { refuses: AtomicBool::new(false), inside: 0.into(), most: 0.into() });
+        let limits = Limits { permits: 64, window_percent: 100, ..Limits::default() };
+        let executor = Executor::adaptive(limits, Arc::new(RuntimeClock(Instant::now()))).unwrap();
+        let batch = async |operations: usize| {
+            moody.most.store(0, Ordering::SeqCst);
+            let works = jobs((0..operations).map(|_| Job { weight: 1, ms: 50 }));
+            executor.reserve().unwrap().run(works, MoodyBackend(Arc::clone(&moody))).count().await;
+            moody.most.load(Ordering::SeqCst)
+        };
+        batch(5_000).await;
+        assert_eq!(batch(64).await, 64);
+        moody.refuses.store(true, Ordering::SeqCst);
+        // They begin one after the other, so that 1, 2, 3, ... are in flight.
+        assert_eq!(batch(64).await, 64);
+        moody.refuses.store(false, Ordering::SeqCst);
+        assert_eq!(batch(32).await, 32);
     });
 }
