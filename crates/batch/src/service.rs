@@ -54,6 +54,11 @@ pub const LIMITS: &[Limit] = &[
         value: WRITE_BUFFER_BYTES,
         meaning: "Bytes that all writes of large objects hold in memory; after 10 s of waiting 429 write_capacity_exhausted.",
     },
+    Limit {
+        name: "object_blob_delete_max_count",
+        value: sweep::BLOBS_AT_ONCE as u64,
+        meaning: "Blobs that are being deleted at one time; one that takes over 30 s goes on beside the sweep, which comes back to it.",
+    },
     Limit { name: "object_list_max", value: LIST_MAX as u64, meaning: "Objects of one page of a listing." },
     Limit {
         name: "object_part_max_count",
