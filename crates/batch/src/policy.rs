@@ -18,7 +18,7 @@ use tidegate_core::{ErrorKind, Failure, Retry};
 use crate::object::{Collection, Scopes};
 use crate::operation::OperationKind;
 
-pub use cell::PolicyCell;
+pub use cell::{Charged, PolicyCell};
 
 /// The most kill switches, and the most rate rules.
 pub const RULE_MAX_COUNT: usize = 256;
@@ -28,13 +28,11 @@ pub const REQUESTS_MAX: u64 = 1_000_000_000;
 pub const BYTES_MIN: u64 = 16 * 1_024;
 /// The most bytes a second that a rule can allow, and the largest burst of them.
 pub const BYTES_MAX: u64 = 1 << 40;
-/// The most buckets that rules with `each` keep. Beyond it the one that was used least lately is forgotten: it is full when it comes
-/// again.
-pub const BUCKET_MAX_COUNT: usize = 16_384;
+/// The most buckets that rules with `each` keep, shared out among them in equal parts. Beyond its part a rule forgets one that is full,
+/// or the one that was used least lately: it is full when it comes again.
+pub const BUCKET_MAX_COUNT: usize = 65_536;
 /// While a bucket of bytes owes more than this, no new body begins.
 pub const OWED_MAX: Duration = Duration::from_secs(5);
-/// The longest that one piece of a body waits.
-pub const WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// The bounds of this module.
 pub const LIMITS: &[Limit] = &[
@@ -46,17 +44,12 @@ pub const LIMITS: &[Limit] = &[
     Limit {
         name: "object_rate_bucket_max_count",
         value: BUCKET_MAX_COUNT as u64,
-        meaning: "Buckets that rules with each keep, one for each value; beyond it the one used least lately is forgotten.",
+        meaning: "Buckets that rules with each keep, one for each value, in equal parts; beyond its part a rule forgets a full one.",
     },
     Limit {
         name: "object_rate_owed_max_ms",
         value: OWED_MAX.as_millis() as u64,
         meaning: "While bodies wait for longer than this for a rule's bytes_per_second, a new one is 429 rate_limited.",
-    },
-    Limit {
-        name: "object_rate_wait_max_ms",
-        value: WAIT_MAX.as_millis() as u64,
-        meaning: "The longest that a piece of a body waits for a rule's bytes_per_second.",
     },
 ];
 
@@ -263,6 +256,11 @@ impl Rules {
         &self.rate
     }
 
+    /// Whether all that a rate rule matches shares one bucket with what other tenants do.
+    fn is_shared(&self, rule: usize) -> bool {
+        self.rate.get(rule).is_some_and(|rule| rule.each.is_none() && rule.of.tenant.is_none())
+    }
+
     /// Whether an operation is switched off.
     fn switched_off(&self, collection: &Collection, access: Access) -> Option<Refused> {
         let killed = self.kill.iter().any(|rule| rule.matches(collection, access));
@@ -291,6 +289,8 @@ pub enum Refused {
         rate: Rate,
         /// In this time one is let in, in whole milliseconds, if nobody else comes.
         wait: Duration,
+        /// Whether the bucket is other tenants' too: the wait says what they do.
+        shared: bool,
     },
     /// More bodies wait for a rule's bytes than there may.
     #[error("there are at most {} bytes a second here, and the bodies that are on their way wait for theirs", rate.per_second)]
@@ -301,6 +301,8 @@ pub enum Refused {
         rate: Rate,
         /// In this time one is let in, in whole milliseconds, if no other begins.
         wait: Duration,
+        /// Whether the bucket is other tenants' too: the wait says what they do.
+        shared: bool,
     },
 }
 

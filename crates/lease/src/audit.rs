@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use sha2::{Digest as _, Sha256};
 use tidegate_core::Clock;
 use tidegate_core::id::{Epoch, LeaseId, SnapshotId};
 use tidegate_core::port::{AuditRecord, AuditSink, AuditValue};
@@ -16,7 +17,8 @@ mod tests;
 /// Counts the records that no sink took.
 pub const DROPPED_TOTAL: &str = "tidegate_audit_dropped_total";
 
-/// The longest list of rules whose text stands in the trail; of a longer one only the number of rules does.
+/// The longest list of rules whose text stands in the trail; of a longer one the number of rules and the SHA-256 do, and that it is
+/// left out.
 pub const RULES_MAX_BYTES: usize = 16 * 1_024;
 
 /// Why a stream was closed.
@@ -157,7 +159,9 @@ pub enum AuditEvent {
         from: u64,
         /// How many there are.
         to: u64,
-        /// What they are now, as text; told up to [`RULES_MAX_BYTES`].
+        /// What they were before, as text; told up to [`RULES_MAX_BYTES`], its SHA-256 always.
+        before: Box<str>,
+        /// What they are now; the same is told of them.
         rules: Box<str>,
     },
 }
@@ -209,10 +213,21 @@ impl AuditEvent {
             Self::ConfigChanged { key, from, to } => {
                 vec![("key", text(key)), ("from", count(from)), ("to", count(to))]
             }
-            Self::RulesChanged { key, from, to, rules } => {
-                let mut fields = vec![("key", text(key)), ("from_rules", count(from)), ("to_rules", count(to))];
-                if rules.len() <= RULES_MAX_BYTES {
-                    fields.push(("rules", AuditValue::Text(rules)));
+            Self::RulesChanged { key, from, to, before, rules } => {
+                let hash = |rules: &str| text(&hex::encode(Sha256::digest(rules)));
+                let mut fields = vec![
+                    ("key", text(key)),
+                    ("from_rules", count(from)),
+                    ("to_rules", count(to)),
+                    ("rules_before_sha256", hash(&before)),
+                    ("rules_sha256", hash(&rules)),
+                ];
+                let (before, rules) = (("rules_before", before), ("rules", rules));
+                let omitted = [&before, &rules].into_iter().any(|(_, rules)| rules.len() > RULES_MAX_BYTES);
+                let told = [before, rules].into_iter().filter(|(_, rules)| rules.len() <= RULES_MAX_BYTES);
+                fields.extend(told.map(|(name, rules)| (name, AuditValue::Text(rules))));
+                if omitted {
+                    fields.push(("rules_omitted", AuditValue::Flag(true)));
                 }
                 fields
             }

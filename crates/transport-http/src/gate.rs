@@ -192,6 +192,7 @@ async fn admit(app: &App, route: &Route, request: &mut Request) -> Result<(), Pr
         .with("max_bytes", HEADER_MAX_BYTES)
         .closing());
     }
+    check_transfer_coding(request.headers())?;
     let method = request.method().as_str();
     if method == "OPTIONS" {
         return Ok(());
@@ -269,6 +270,23 @@ pub(crate) fn check_coding_of(headers: &HeaderMap) -> Result<(), Problem> {
     Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_encoding_unsupported", detail)
         .with("field", "content-encoding")
         .with_header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity")))
+}
+
+/// Refuses a body whose framing has a coding beyond `chunked` (RFC 9112, section 6.1): the HTTP library undoes that one alone.
+fn check_transfer_coding(headers: &HeaderMap) -> Result<(), Problem> {
+    if !headers.contains_key(header::TRANSFER_ENCODING) {
+        return Ok(());
+    }
+    let codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let mut codings = codings.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    let Some(coding) = codings.find(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"chunked")) else {
+        return Ok(());
+    };
+    let coding: String = String::from_utf8_lossy(coding).chars().take(40).collect();
+    let detail = format!("the only transfer coding is chunked, this body has {coding:?}");
+    Err(Problem::new(StatusCode::NOT_IMPLEMENTED, "transfer_encoding_unsupported", detail)
+        .with("field", "transfer-encoding")
+        .closing())
 }
 
 async fn authorize(app: &App, access: Access, headers: &HeaderMap) -> Result<Principal, Problem> {

@@ -11,12 +11,15 @@ use lru::LruCache;
 use tidegate_core::id::Name;
 use tidegate_core::time::Moment;
 
-use super::{BUCKET_MAX_COUNT, Each, OWED_MAX, Rate, RateRule, Refused, Rules, WAIT_MAX};
+use super::cell::Charged;
+use super::{BUCKET_MAX_COUNT, Each, OWED_MAX, Rate, RateRule, Refused, Rules};
 use crate::object::{Collection, Scopes};
 
 /// A token in billionths.
 const TOKEN: i128 = 1_000_000_000;
 const MILLISECOND_NS: i128 = 1_000_000;
+/// How many of those that were used least lately are looked at for one that is full, before one is forgotten.
+const LOOKED_AT: usize = 32;
 
 /// What one bucket has, negative where it owes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,21 +67,31 @@ impl Pair {
         let full = |rate| Bucket::full(rate, now);
         Self { requests: rule.requests.map(full), bytes: rule.bytes.map(full) }
     }
+
+    /// Whether nobody would notice if it were forgotten.
+    fn is_full(&self, rule: &RateRule, now: Moment) -> bool {
+        let full = |bucket: Option<Bucket>, rate: Option<Rate>| match (bucket, rate) {
+            (Some(mut bucket), Some(rate)) => {
+                bucket.fill(rate, now);
+                bucket.level == i128::from(rate.burst) * TOKEN
+            }
+            _ => true,
+        };
+        full(self.requests, rule.requests) && full(self.bytes, rule.bytes)
+    }
 }
 
-/// Whose bucket.
+/// Whose bucket, of a rule's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
-    rule: usize,
     tenant: Name,
     usecase: Option<Name>,
     scopes: Option<Scopes>,
 }
 
 impl Key {
-    fn of(rule: usize, each: Each, collection: &Collection) -> Self {
+    fn of(each: Each, collection: &Collection) -> Self {
         Self {
-            rule,
             tenant: collection.tenant.clone(),
             usecase: (each != Each::Tenant).then(|| collection.usecase.clone()),
             scopes: (each == Each::Scopes).then(|| collection.scopes.clone()),
@@ -86,48 +99,65 @@ impl Key {
     }
 }
 
+/// What one rule has.
+#[derive(Debug)]
+enum Kept {
+    One(Pair),
+    /// Those of each rule are bounded by themselves: what is asked of one makes no other forget what it is owed.
+    Each(LruCache<Key, Pair>),
+}
+
+impl Kept {
+    fn full(rule: &RateRule, bound: NonZeroUsize, now: Moment) -> Self {
+        if rule.each.is_none() {
+            return Self::One(Pair::full(rule, now));
+        }
+        // It grows with its content rather than at once.
+        let mut each = LruCache::unbounded();
+        each.resize(bound);
+        Self::Each(each)
+    }
+}
+
 /// All buckets of the rules in force.
 #[derive(Debug)]
 pub(super) struct Buckets {
     rules: Arc<Rules>,
-    /// One for each rule; of no use for those with `each`.
-    shared: Vec<Pair>,
-    each: LruCache<Key, Pair>,
+    /// How often they were replaced.
+    change: u64,
+    /// One for each rule.
+    kept: Vec<Kept>,
 }
 
 impl Buckets {
     /// All full.
     pub(super) fn new(rules: Arc<Rules>, now: Moment) -> Self {
-        let shared = rules.rate().iter().map(|rule| Pair::full(rule, now)).collect();
-        let bound = NonZeroUsize::new(BUCKET_MAX_COUNT).expect("it is not 0");
-        // It grows with its content rather than at once.
-        let mut each = LruCache::unbounded();
-        each.resize(bound);
-        Self { rules, shared, each }
+        let bound = bound(&rules);
+        let kept = rules.rate().iter().map(|rule| Kept::full(rule, bound, now)).collect();
+        Self { rules, change: 0, kept }
     }
 
     /// Puts other rules in force. A rule that was there and is there keeps its buckets, wherever it stands; the others begin full.
     pub(super) fn replace(&mut self, rules: Arc<Rules>, now: Moment) {
-        let mut next = Self::new(Arc::clone(&rules), now);
-        let mut moved: Vec<Option<usize>> = vec![None; self.rules.rate().len()];
-        for (to, rule) in rules.rate().iter().enumerate() {
-            let same = |(from, old): (usize, &RateRule)| moved[from].is_none() && old == rule;
-            if let Some(from) = self.rules.rate().iter().enumerate().position(same) {
-                moved[from] = Some(to);
-                next.shared[to] = self.shared[from];
+        let bound = bound(&rules);
+        let mut before: Vec<(&RateRule, Option<Kept>)> =
+            self.rules.rate().iter().zip(self.kept.drain(..).map(Some)).collect();
+        let mut stays = |rule: &RateRule| {
+            let mut same = before.iter_mut().filter(|(old, kept)| *old == rule && kept.is_some());
+            let mut kept = same.next()?.1.take()?;
+            if let Kept::Each(each) = &mut kept {
+                each.resize(bound);
             }
-        }
-        // From the least lately used on, so that the order stays.
-        while let Some((key, pair)) = self.each.pop_lru() {
-            if let Some(rule) = moved[key.rule] {
-                next.each.put(Key { rule, ..key }, pair);
-            }
-        }
-        *self = next;
+            Some(kept)
+        };
+        let kept =
+            rules.rate().iter().map(|rule| stays(rule).unwrap_or_else(|| Kept::full(rule, bound, now))).collect();
+        *self = Self { rules, change: self.change + 1, kept };
     }
 
-    /// Lets one operation in, and takes a token from every bucket that a rule gives for it.
-    pub(super) fn admit(&mut self, now: Moment, collection: &Collection) -> Result<(), Refused> {
+    /// Lets one operation in, and takes a token from every bucket that a rule gives for it. With a body it is refused too while a bucket
+    /// of bytes owes too much. Who is refused has taken nothing from any.
+    pub(super) fn admit(&mut self, now: Moment, collection: &Collection, body: bool) -> Result<(), Refused> {
         let rules = Arc::clone(&self.rules);
         let mut last: Option<(i128, usize, Rate)> = None;
         let limits = || of(&rules, collection, |rule| rule.requests);
@@ -139,8 +169,14 @@ impl Buckets {
                 last = Some((wait, at, rate));
             }
         }
+        let over = if body { self.over(now, collection) } else { None };
+        if let Some((wait, rule, rate)) = over
+            && wait >= last.map_or(0, |(longest, ..)| longest)
+        {
+            return Err(Refused::Bytes { rule, rate, wait: in_ms(wait), shared: rules.is_shared(rule) });
+        }
         if let Some((wait, rule, rate)) = last {
-            return Err(Refused::Requests { rule, rate, wait: in_ms(wait) });
+            return Err(Refused::Requests { rule, rate, wait: in_ms(wait), shared: rules.is_shared(rule) });
         }
         for (at, rule, _) in limits() {
             if let Some(bucket) = self.pair(at, rule, collection, now).requests.as_mut() {
@@ -150,19 +186,18 @@ impl Buckets {
         Ok(())
     }
 
-    /// Gives back what an operation took that was let in and not begun.
-    pub(super) fn withdraw(&mut self, now: Moment, collection: &Collection) {
-        let rules = Arc::clone(&self.rules);
-        for (at, rule, rate) in of(&rules, collection, |rule| rule.requests) {
-            if let Some(bucket) = self.pair(at, rule, collection, now).requests.as_mut() {
-                bucket.level += TOKEN;
-                bucket.fill(rate, now);
+    /// Lets a body of at least so many bytes begin, and charges them; says how long they wait.
+    pub(super) fn begin(&mut self, now: Moment, collection: &Collection, bytes: u64) -> Result<Charged, Refused> {
+        match self.over(now, collection) {
+            Some((wait, rule, rate)) => {
+                Err(Refused::Bytes { rule, rate, wait: in_ms(wait), shared: self.rules.is_shared(rule) })
             }
+            None => Ok(self.charge(now, collection, bytes)),
         }
     }
 
-    /// Lets a body of at least so many bytes begin, and charges them; says how long they wait.
-    pub(super) fn begin(&mut self, now: Moment, collection: &Collection, bytes: u64) -> Result<Duration, Refused> {
+    /// The rule that is owed the most beyond what may be owed when a body begins: for how long, which, and its rate.
+    fn over(&mut self, now: Moment, collection: &Collection) -> Option<(i128, usize, Rate)> {
         let rules = Arc::clone(&self.rules);
         let mut last: Option<(i128, usize, Rate)> = None;
         let owed_max = i128::try_from(OWED_MAX.as_nanos()).unwrap_or(i128::MAX);
@@ -174,14 +209,11 @@ impl Buckets {
                 last = Some((over, at, rate));
             }
         }
-        match last {
-            Some((wait, rule, rate)) => Err(Refused::Bytes { rule, rate, wait: in_ms(wait) }),
-            None => Ok(self.charge(now, collection, bytes)),
-        }
+        last
     }
 
-    /// Takes bytes whether they are there or not; says how long they wait, [`WAIT_MAX`] at most.
-    pub(super) fn charge(&mut self, now: Moment, collection: &Collection, bytes: u64) -> Duration {
+    /// Takes bytes whether they are there or not; says how long they wait: until all that was charged before is paid, and they.
+    pub(super) fn charge(&mut self, now: Moment, collection: &Collection, bytes: u64) -> Charged {
         let rules = Arc::clone(&self.rules);
         let mut longest = 0;
         for (at, rule, rate) in of(&rules, collection, |rule| rule.bytes) {
@@ -190,11 +222,16 @@ impl Buckets {
             bucket.level -= i128::from(bytes) * TOKEN;
             longest = longest.max(bucket.until(0, rate));
         }
-        Duration::from_nanos(u64::try_from(longest).unwrap_or(u64::MAX)).min(WAIT_MAX)
+        let wait = Duration::from_nanos(u64::try_from(longest).unwrap_or(u64::MAX));
+        Charged { wait, change: self.change }
     }
 
-    /// Gives back bytes that were charged and did not come.
-    pub(super) fn give_back(&mut self, now: Moment, collection: &Collection, bytes: u64) {
+    /// Gives back bytes that were charged and did not pass. Once the rules are others there is nobody to give them to: a bucket that
+    /// was never charged must not get them.
+    pub(super) fn give_back(&mut self, now: Moment, collection: &Collection, bytes: u64, charged: Charged) {
+        if charged.change != self.change {
+            return;
+        }
         let rules = Arc::clone(&self.rules);
         for (at, rule, rate) in of(&rules, collection, |rule| rule.bytes) {
             let Some(bucket) = self.pair(at, rule, collection, now).bytes.as_mut() else { continue };
@@ -204,19 +241,33 @@ impl Buckets {
     }
 
     fn pair(&mut self, at: usize, rule: &RateRule, collection: &Collection, now: Moment) -> &mut Pair {
-        match rule.each {
-            None => &mut self.shared[at],
-            Some(each) => {
-                let key = Key::of(at, each, collection);
-                self.each.get_or_insert_mut(key, || Pair::full(rule, now))
+        match &mut self.kept[at] {
+            Kept::One(pair) => pair,
+            Kept::Each(pairs) => {
+                let key = Key::of(rule.each.unwrap_or(Each::Scopes), collection);
+                if pairs.len() == pairs.cap().get() && !pairs.contains(&key) {
+                    // What is full is the same when it comes again; what owes would owe nothing.
+                    let mut oldest = pairs.iter().rev().take(LOOKED_AT);
+                    let full = oldest.find(|(_, pair)| pair.is_full(rule, now)).map(|(key, _)| key.clone());
+                    if let Some(full) = full {
+                        pairs.pop(&full);
+                    }
+                }
+                pairs.get_or_insert_mut(key, || Pair::full(rule, now))
             }
         }
     }
 
     #[cfg(test)]
     pub(super) fn kept(&self) -> usize {
-        self.each.len()
+        self.kept.iter().map(|kept| if let Kept::Each(pairs) = kept { pairs.len() } else { 0 }).sum()
     }
+}
+
+/// How many buckets each rule with `each` keeps.
+fn bound(rules: &Rules) -> NonZeroUsize {
+    let sharing = rules.rate().iter().filter(|rule| rule.each.is_some()).count();
+    NonZeroUsize::new(BUCKET_MAX_COUNT / sharing.max(1)).unwrap_or(NonZeroUsize::MIN)
 }
 
 /// The rules that limit something of a collection, with how much.

@@ -9,8 +9,25 @@ use parking_lot::Mutex;
 use tidegate_core::time::Moment;
 
 use super::bucket::Buckets;
-use super::{Access, Refused, Rules};
+use super::{Access, RateRule, Refused, Rules};
 use crate::object::Collection;
+
+/// Bytes that were charged: how long they wait, and under which rules it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Charged {
+    /// How long they wait before they pass.
+    pub wait: Duration,
+    /// How often the rules had been replaced.
+    pub(super) change: u64,
+}
+
+impl Charged {
+    /// Whether both were charged under the same rules, and can be given back as one.
+    #[must_use]
+    pub const fn is_with(self, other: Self) -> bool {
+        self.change == other.change
+    }
+}
 
 /// Rules that can be replaced while they are used.
 ///
@@ -68,21 +85,25 @@ impl PolicyCell {
 
     /// Whether one operation may be done. It takes a token from the bucket of every rule that matches, or from none.
     pub fn admit(&self, now: Moment, collection: &Collection, access: Access) -> Result<(), Refused> {
+        self.decide(now, collection, access, false)
+    }
+
+    /// The same for an operation with a body: refused too while the bodies that are on their way owe more than
+    /// [`OWED_MAX`](super::OWED_MAX), before anything is done for it.
+    pub fn admit_body(&self, now: Moment, collection: &Collection, access: Access) -> Result<(), Refused> {
+        self.decide(now, collection, access, true)
+    }
+
+    fn decide(&self, now: Moment, collection: &Collection, access: Access, body: bool) -> Result<(), Refused> {
         let rules = self.rules.load();
         if let Some(refused) = rules.switched_off(collection, access) {
             return Err(refused);
         }
-        if !rules.rate().iter().any(|rule| rule.requests.is_some() && rule.of.matches(collection)) {
+        let limits = |rule: &RateRule| rule.requests.is_some() || (body && rule.bytes.is_some());
+        if !rules.rate().iter().any(|rule| limits(rule) && rule.of.matches(collection)) {
             return Ok(());
         }
-        self.buckets.lock().admit(now, collection)
-    }
-
-    /// Takes back what [`Self::admit`] let in and what was not begun: its tokens lie in their buckets again.
-    pub fn withdraw(&self, now: Moment, collection: &Collection) {
-        if !self.rules.load().rate().is_empty() {
-            self.buckets.lock().withdraw(now, collection);
-        }
+        self.buckets.lock().admit(now, collection, body)
     }
 
     /// Whether the bytes of a collection's bodies are limited.
@@ -93,21 +114,22 @@ impl PolicyCell {
 
     /// Lets a body begin whose first piece has so many bytes, and charges them; says how long they wait. Refused while the bodies that
     /// are on their way owe more than [`OWED_MAX`](super::OWED_MAX).
-    pub fn begin(&self, now: Moment, collection: &Collection, bytes: u64) -> Result<Duration, Refused> {
+    pub fn begin(&self, now: Moment, collection: &Collection, bytes: u64) -> Result<Charged, Refused> {
         self.buckets.lock().begin(now, collection, bytes)
     }
 
-    /// Charges a piece of a body that has begun; says how long it waits, [`WAIT_MAX`](super::WAIT_MAX) at most. Pieces pass in the order
-    /// in which they are charged.
+    /// Charges a piece of a body that has begun; says how long it waits: for as long as all that was charged before it and has not
+    /// passed needs, and itself. Pieces pass in the order in which they are charged. A body that charges a piece only when the last
+    /// has passed, and gives back what does not pass, makes a bucket owe no more than a piece for each body that is open.
     #[must_use]
-    pub fn charge(&self, now: Moment, collection: &Collection, bytes: u64) -> Duration {
-        if self.is_shaped(collection) { self.buckets.lock().charge(now, collection, bytes) } else { Duration::ZERO }
+    pub fn charge(&self, now: Moment, collection: &Collection, bytes: u64) -> Charged {
+        self.buckets.lock().charge(now, collection, bytes)
     }
 
-    /// Gives back bytes that were charged and never came.
-    pub fn give_back(&self, now: Moment, collection: &Collection, bytes: u64) {
-        if bytes > 0 && self.is_shaped(collection) {
-            self.buckets.lock().give_back(now, collection, bytes);
+    /// Gives back bytes that were charged and do not pass. Nothing, if the rules were replaced meanwhile.
+    pub fn give_back(&self, now: Moment, collection: &Collection, bytes: u64, charged: Charged) {
+        if bytes > 0 {
+            self.buckets.lock().give_back(now, collection, bytes, charged);
         }
     }
 }

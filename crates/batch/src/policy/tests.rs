@@ -117,7 +117,7 @@ proptest! {
             }
             now += wait / 7;
             let allowed = laws.iter().all(|law| law.allows(now, &collection));
-            match buckets.admit(at(now), &collection) {
+            match buckets.admit(at(now), &collection, false) {
                 Ok(()) => {
                     prop_assert!(allowed);
                     laws.iter_mut().filter(|law| law.of.matches(&collection)).for_each(|law| {
@@ -149,7 +149,7 @@ proptest! {
         let (mut now, mut passed): (u64, Vec<(u64, u64)>) = (0, Vec::new());
         for (size, pause) in pieces {
             now += pause;
-            let wait = buckets.charge(at(now), &collection, size);
+            let wait = buckets.charge(at(now), &collection, size).wait;
             now += u64::try_from(wait.as_nanos()).unwrap();
             passed.push((now, size));
             // In every window that ends here: what a bucket of this size and rate lets through, and the piece that opened it.
@@ -194,12 +194,12 @@ fn a_refusal_takes_nothing_from_the_other_buckets() {
     let narrow = RateRule { of: selector(None, Some("v"), None), ..requests(1, 1) };
     let mut buckets = Buckets::new(rules(vec![requests(1, 3), narrow]), Moment::ORIGIN);
     let (u, v) = (place("a", "u", "_"), place("a", "v", "_"));
-    assert!(buckets.admit(at(0), &v).is_ok());
+    assert!(buckets.admit(at(0), &v, false).is_ok());
     for _ in 0..10 {
-        assert!(matches!(buckets.admit(at(0), &v), Err(Refused::Requests { rule: 1, .. })));
+        assert!(matches!(buckets.admit(at(0), &v, false), Err(Refused::Requests { rule: 1, .. })));
     }
-    assert!(buckets.admit(at(0), &u).is_ok() && buckets.admit(at(0), &u).is_ok());
-    assert!(matches!(buckets.admit(at(0), &u), Err(Refused::Requests { rule: 0, .. })));
+    assert!(buckets.admit(at(0), &u, false).is_ok() && buckets.admit(at(0), &u, false).is_ok());
+    assert!(matches!(buckets.admit(at(0), &u, false), Err(Refused::Requests { rule: 0, .. })));
 }
 
 #[test]
@@ -221,8 +221,9 @@ fn rules_that_change_begin_full_and_the_others_keep_what_they_have() {
 fn the_buckets_of_each_are_bounded() {
     let rule = RateRule { each: Some(Each::Scopes), ..requests(1, 1) };
     let mut buckets = Buckets::new(rules(vec![rule]), at(0));
-    let ask =
-        |buckets: &mut Buckets, number: usize| buckets.admit(at(0), &place("a", "u", &format!("org={number}"))).is_ok();
+    let ask = |buckets: &mut Buckets, number: usize| {
+        buckets.admit(at(0), &place("a", "u", &format!("org={number}")), false).is_ok()
+    };
     for number in 0..BUCKET_MAX_COUNT {
         assert!(ask(&mut buckets, number));
     }
@@ -234,33 +235,132 @@ fn the_buckets_of_each_are_bounded() {
 }
 
 #[test]
+fn what_a_rule_is_owed_is_forgotten_for_no_other_rule_and_for_no_bucket_that_is_full() {
+    let owed = RateRule { each: Some(Each::Tenant), ..bytes(BYTES_MIN, BYTES_MIN) };
+    let asked = RateRule { each: Some(Each::Scopes), ..requests(1_000, 1) };
+    let mut buckets = Buckets::new(rules(vec![owed.clone(), asked]), at(0));
+    let owes = |buckets: &mut Buckets| buckets.begin(at(SECOND), &place("a", "u", "_"), 1).is_err();
+    let _ = buckets.charge(at(0), &place("a", "u", "_"), 100 * BYTES_MIN);
+    for number in 0..BUCKET_MAX_COUNT {
+        assert!(buckets.admit(at(0), &place("a", "u", &format!("org={number}")), false).is_ok());
+    }
+    assert_eq!(buckets.kept(), BUCKET_MAX_COUNT / 2 + 1, "each rule has its own part");
+    assert!(owes(&mut buckets));
+    // And of its own buckets a rule forgets those that nobody would miss.
+    let mut buckets = Buckets::new(rules(vec![owed]), at(0));
+    let _ = buckets.charge(at(0), &place("a", "u", "_"), 100 * BYTES_MIN);
+    for number in 0..BUCKET_MAX_COUNT {
+        assert!(buckets.begin(at(SECOND), &place(&format!("t{number}"), "u", "_"), 0).is_ok());
+    }
+    assert_eq!(buckets.kept(), BUCKET_MAX_COUNT);
+    assert!(owes(&mut buckets));
+}
+
+#[test]
 fn a_body_begins_unless_too_much_is_owed_and_what_did_not_come_is_given_back() {
     let cell = PolicyCell::new(Rules::new(Vec::new(), vec![bytes(BYTES_MIN, BYTES_MIN)]).unwrap(), at(0));
     let here = place("a", "u", "_");
-    assert_eq!(cell.begin(at(0), &here, BYTES_MIN), Ok(Duration::ZERO), "the burst");
-    assert_eq!(cell.begin(at(0), &here, 4 * BYTES_MIN), Ok(Duration::from_secs(4)));
-    assert_eq!(cell.begin(at(0), &here, 2 * BYTES_MIN), Ok(Duration::from_secs(6)));
-    let refused = cell.begin(at(0), &here, 1).unwrap_err();
+    let begin = |bytes: u64| cell.begin(at(0), &here, bytes).map(|charged| charged.wait);
+    assert_eq!(begin(BYTES_MIN), Ok(Duration::ZERO), "the burst");
+    assert_eq!(begin(4 * BYTES_MIN), Ok(Duration::from_secs(4)));
+    let charged = cell.begin(at(0), &here, 2 * BYTES_MIN).unwrap();
+    assert_eq!(charged.wait, Duration::from_secs(6));
+    let refused = begin(1).unwrap_err();
     assert_eq!((refused.code(), refused.retry()), ("rate_limited", Retry::After(Duration::from_secs(1))));
-    cell.give_back(at(0), &here, 2 * BYTES_MIN);
-    assert_eq!(cell.begin(at(0), &here, BYTES_MIN), Ok(Duration::from_secs(5)));
-    assert_eq!(cell.charge(at(0), &here, 100 * BYTES_MIN), WAIT_MAX);
-    cell.give_back(at(0), &here, u64::MAX);
-    assert_eq!(
-        cell.begin(at(0), &here, BYTES_MIN + 1).unwrap(),
-        Duration::from_nanos(61_036),
-        "never more than the burst"
-    );
+    cell.give_back(at(0), &here, 2 * BYTES_MIN, charged);
+    assert_eq!(begin(BYTES_MIN), Ok(Duration::from_secs(5)));
+    assert_eq!(cell.charge(at(0), &here, 100 * BYTES_MIN).wait, Duration::from_secs(105), "it waits for its turn");
+    cell.give_back(at(0), &here, u64::MAX, charged);
+    assert_eq!(begin(BYTES_MIN + 1).unwrap(), Duration::from_nanos(61_036), "never more than the burst");
+}
+
+#[test]
+fn many_bodies_at_once_pass_no_more_than_the_rate_and_leave_no_debt_when_they_go() {
+    const PIECE: u64 = 72 * 1_024;
+    const RATE: u64 = 1_024 * 1_024;
+    let cell = PolicyCell::new(Rules::new(Vec::new(), vec![bytes(RATE, RATE)]).unwrap(), at(0));
+    let here = place("a", "u", "_");
+    // 1,000 bodies, each of which charges a piece when its last has passed: together they owe 68 seconds.
+    let mut pending: std::collections::BTreeMap<(Duration, usize), Charged> = (0..1_000)
+        .map(|body| {
+            let charged = cell.charge(at(0), &here, PIECE);
+            ((charged.wait, body), charged)
+        })
+        .collect();
+    let mut passed = 0;
+    let end = Duration::from_secs(300);
+    while let Some(((now, body), _)) = pending.pop_first() {
+        if now > end {
+            pending.insert((now, body), cell.charge(Moment::since_origin(end), &here, 0));
+            break;
+        }
+        passed += PIECE;
+        assert!(passed <= RATE + RATE * (now.as_millis() as u64 + 1) / 1_000, "{passed} bytes in {now:?}");
+        let charged = cell.charge(Moment::since_origin(now), &here, PIECE);
+        assert!(charged.wait <= Duration::from_nanos(1_000 * PIECE * SECOND / RATE + 1), "a piece for each body");
+        pending.insert((now + charged.wait, body), charged);
+    }
+    assert!(passed >= RATE * 300, "and no less");
+    let end = Moment::since_origin(end);
+    assert!(cell.begin(end, &here, 1).is_err());
+    for charged in pending.into_values() {
+        cell.give_back(end, &here, PIECE, charged);
+    }
+    let waits = cell.begin(end, &here, 1).map(|charged| charged.wait);
+    assert_eq!(waits, Ok(Duration::ZERO), "nobody waits for those who went");
+}
+
+#[test]
+fn a_body_is_refused_for_what_is_owed_before_it_takes_a_request_and_a_head_is_not() {
+    let rate = vec![bytes(BYTES_MIN, 1), requests(1, 2)];
+    let cell = PolicyCell::new(Rules::new(Vec::new(), rate).unwrap(), at(0));
+    let here = place("a", "u", "_");
+    let _ = cell.charge(at(0), &here, 8 * BYTES_MIN);
+    for _ in 0..5 {
+        let refused = cell.admit_body(at(0), &here, Access::Read).unwrap_err();
+        assert!(matches!(refused, Refused::Bytes { rule: 0, shared: true, .. }), "{refused:?}");
+    }
+    assert_eq!((0..3).filter(|_| cell.admit(at(0), &here, Access::Read).is_ok()).count(), 2, "nothing was taken");
+    let refused = cell.admit_body(at(0), &here, Access::Read).unwrap_err();
+    assert_eq!(refused.retry(), Retry::After(Duration::from_secs(3)), "of both the longer wait");
+}
+
+#[test]
+fn what_was_charged_under_other_rules_is_given_back_to_nobody() {
+    let cell = PolicyCell::new(Rules::new(Vec::new(), vec![bytes(BYTES_MIN, BYTES_MIN)]).unwrap(), at(0));
+    let here = place("a", "u", "_");
+    let before = cell.charge(at(0), &here, 6 * BYTES_MIN);
+    cell.replace(Rules::new(Vec::new(), vec![bytes(2 * BYTES_MIN, BYTES_MIN)]).unwrap(), at(0));
+    let after = cell.charge(at(0), &here, 3 * BYTES_MIN);
+    assert_eq!(after.wait, Duration::from_secs(1), "another rule begins full");
+    assert!(!before.is_with(after));
+    cell.give_back(at(0), &here, 6 * BYTES_MIN, before);
+    assert_eq!(cell.charge(at(0), &here, 0).wait, Duration::from_secs(1), "it was never charged for that");
+    cell.give_back(at(0), &here, 2 * BYTES_MIN, after);
+    assert_eq!(cell.charge(at(0), &here, 0).wait, Duration::ZERO);
+}
+
+#[test]
+fn whose_wait_tells_of_others_is_said() {
+    let of_one = RateRule { of: selector(Some("a"), None, None), ..requests(1, 1) };
+    for (rule, expected) in
+        [(requests(1, 1), true), (RateRule { each: Some(Each::Tenant), ..requests(1, 1) }, false), (of_one, false)]
+    {
+        let mut buckets = Buckets::new(rules(vec![rule]), at(0));
+        assert!(buckets.admit(at(0), &place("a", "u", "_"), false).is_ok());
+        let refused = buckets.admit(at(0), &place("a", "u", "_"), false).unwrap_err();
+        assert!(matches!(refused, Refused::Requests { shared, .. } if shared == expected), "{refused:?}");
+    }
 }
 
 #[test]
 fn a_step_back_of_the_time_gives_nothing() {
     let mut buckets = Buckets::new(rules(vec![requests(1, 1)]), at(SECOND));
     let here = place("a", "u", "_");
-    assert!(buckets.admit(at(SECOND), &here).is_ok());
-    assert!(buckets.admit(at(0), &here).is_err());
-    assert!(buckets.admit(at(2 * SECOND - 1), &here).is_err());
-    assert!(buckets.admit(at(2 * SECOND), &here).is_ok());
+    assert!(buckets.admit(at(SECOND), &here, false).is_ok());
+    assert!(buckets.admit(at(0), &here, false).is_err());
+    assert!(buckets.admit(at(2 * SECOND - 1), &here, false).is_err());
+    assert!(buckets.admit(at(2 * SECOND), &here, false).is_ok());
 }
 
 #[test]

@@ -121,6 +121,36 @@ fn every_event_has_its_stable_name_and_fields() {
 }
 
 #[test]
+fn rules_are_told_before_and_after_and_what_is_too_long_is_known_by_its_hash() {
+    let (auditor, sink) = auditor(Sink::default());
+    let long = format!("[{}]", " ".repeat(RULES_MAX_BYTES));
+    let change = |before: &str, rules: &str| AuditEvent::RulesChanged {
+        key: "limits.object.kill",
+        from: 0,
+        to: 1,
+        before: before.into(),
+        rules: rules.into(),
+    };
+    auditor.emit(None, change("[]", "[{}]"));
+    auditor.emit(None, change("[]", &long));
+    auditor.emit(None, change(&long, "[]"));
+    let hash = |rules: &str| hex::encode(Sha256::digest(rules));
+    let line = |before: &str, rules: &str, told: &str| {
+        format!(
+            r#"{{"at":"2026-11-21T10:00:00.007Z","event":"config.changed","key":"limits.object.kill","from_rules":0,"to_rules":1,"rules_before_sha256":"{}","rules_sha256":"{}",{told}}}"#,
+            hash(before),
+            hash(rules)
+        )
+    };
+    let wanted = [
+        line("[]", "[{}]", r#""rules_before":"[]","rules":"[{}]""#),
+        line("[]", &long, r#""rules_before":"[]","rules_omitted":true"#),
+        line(&long, "[]", r#""rules":"[]","rules_omitted":true"#),
+    ];
+    assert_eq!(*sink.lines.lock(), wanted);
+}
+
+#[test]
 fn an_unknown_caller_has_no_tenant_and_no_subject() {
     let (auditor, sink) = auditor(Sink::default());
     auditor.emit(None, AuditEvent::AuthRefused { code: "unauthenticated" });

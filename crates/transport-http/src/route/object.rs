@@ -31,7 +31,7 @@ use super::json as json_answer;
 use crate::gate::App;
 use crate::parameter::Parameters;
 use crate::problem::Problem;
-use admission::{in_collection, object, shaped};
+use admission::{Moves, in_collection, object, shaped};
 use answer::{describe, not_modified, object_answer, shown, written};
 use body::incoming;
 use condition::Conditions;
@@ -62,7 +62,7 @@ pub(super) async fn create(
     request: Request,
 ) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
-    let collection = in_collection(&app, &principal, &head.uri, Access::Write)?;
+    let collection = in_collection(&app, &principal, &head.uri, Access::Write, Moves::with(&body))?;
     let key = app.services.objects.make_key().map_err(|error| store_problem(&error))?;
     let location = format!("{}/{key}", head.uri.path());
     let mut response = store(&app, &head, body, &collection, &key).await?;
@@ -79,7 +79,7 @@ pub(super) async fn put(
     request: Request,
 ) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
-    let (collection, key) = object(&app, &principal, &head.uri, Access::Write)?;
+    let (collection, key) = object(&app, &principal, &head.uri, Access::Write, Moves::with(&body))?;
     let asked = parameters(asked);
     match (asked.get("upload"), asked.get("part")) {
         (None, None) => store(&app, &head, body, &collection, &key).await,
@@ -97,7 +97,7 @@ pub(super) async fn post(
     request: Request,
 ) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
-    let (collection, key) = object(&app, &principal, &head.uri, Access::Write)?;
+    let (collection, key) = object(&app, &principal, &head.uri, Access::Write, Moves::Nothing)?;
     let asked = parameters(asked);
     match (asked.get("uploads"), asked.get("upload")) {
         (Some(""), None) => upload::begin(&app, &head, body, &collection, &key).await,
@@ -118,7 +118,7 @@ pub(super) async fn read(
     head: Head,
 ) -> Result<Response, Problem> {
     let upload = upload_of(&parameters(asked));
-    let (collection, key) = object(&app, &principal, &head.uri, reads_or_uploads(&upload))?;
+    let (collection, key) = object(&app, &principal, &head.uri, reads_or_uploads(&upload), Moves::Body)?;
     if let Some(upload) = upload? {
         return upload::parts(&app, &collection, &key, &upload).await;
     }
@@ -143,7 +143,7 @@ pub(super) async fn read(
     match got {
         Ok(Got::Object(object)) => match conditions.by_time(&object.info)? {
             Some(response) => Ok(response),
-            None => shaped(&app, &collection, object_answer(object, get.range.is_some())),
+            None => Ok(shaped(&app, &collection, object_answer(object, get.range.is_some()))),
         },
         Ok(Got::NotModified(info)) => {
             conditions.unmodified(&info)?;
@@ -171,7 +171,7 @@ pub(super) async fn show(
     head: Head,
 ) -> Result<Response, Problem> {
     let upload = upload_of(&parameters(asked));
-    let (collection, key) = object(&app, &principal, &head.uri, reads_or_uploads(&upload))?;
+    let (collection, key) = object(&app, &principal, &head.uri, reads_or_uploads(&upload), Moves::Nothing)?;
     if let Some(upload) = upload? {
         return upload::parts(&app, &collection, &key, &upload).await;
     }
@@ -203,7 +203,7 @@ pub(super) async fn remove(
     let asked = parameters(asked);
     let upload = asked.get("upload");
     let access = if upload.is_some() { Access::Write } else { Access::Delete };
-    let (collection, key) = object(&app, &principal, &head.uri, access)?;
+    let (collection, key) = object(&app, &principal, &head.uri, access, Moves::Nothing)?;
     if let Some(upload) = upload {
         return upload::abort(&app, &collection, &key, upload).await;
     }
@@ -220,18 +220,19 @@ pub(super) async fn list(
     asked: Asked,
     head: Head,
 ) -> Result<Response, Problem> {
-    let collection = in_collection(&app, &principal, &head.uri, Access::Read)?;
+    let collection = in_collection(&app, &principal, &head.uri, Access::Read, Moves::Body)?;
     let asked = parameters(asked);
     let prefix = asked.get("prefix").filter(|prefix| !prefix.is_empty()).map(key_of).transpose()?;
     let request = ListRequest {
         prefix: prefix.map(|prefix| prefix.as_str().to_owned()).unwrap_or_default(),
-        after: asked.get("after").map(key_of).transpose()?,
+        // None yet, of which some say so with nothing.
+        after: asked.get("after").filter(|after| !after.is_empty()).map(key_of).transpose()?,
         limit: usize::try_from(asked.integer("limit", LIST_MAX as u64, 1, LIST_MAX as u64)?).unwrap_or(LIST_MAX),
     };
     let listing = app.services.objects.list(&collection, &request).await.map_err(|error| store_problem(&error))?;
     let objects: Vec<Value> = listing.objects.iter().map(shown).collect();
     let answer = json_answer(&json!({"objects": objects, "next": listing.next.map(|key| key.as_str().to_owned())}));
-    shaped(&app, &collection, answer)
+    Ok(shaped(&app, &collection, answer))
 }
 
 /// Writes an object from a request's body.

@@ -65,7 +65,13 @@ pub(super) async fn change(
         tracing::info!(key = change.key, from = change.from, to = change.to, "rules for objects were changed");
         app.services.auditor.emit(
             Some(&principal.owner),
-            AuditEvent::RulesChanged { key: change.key, from: change.from, to: change.to, rules: change.rules },
+            AuditEvent::RulesChanged {
+                key: change.key,
+                from: change.from,
+                to: change.to,
+                before: change.before,
+                rules: change.rules,
+            },
         );
     }
     Ok(json(&effective(&app)))
@@ -78,8 +84,17 @@ struct RulesChange {
     from: u64,
     /// How many there are.
     to: u64,
-    /// As `GET /v1/config` shows them.
+    /// What they were, as `GET /v1/config` shows them.
+    before: Box<str>,
+    /// What they are.
     rules: Box<str>,
+}
+
+impl RulesChange {
+    fn of(key: &'static str, (from, before): (usize, Value), (to, rules): (usize, Value)) -> Self {
+        let text = |rules: &Value| rules.to_string().into_boxed_str();
+        Self { key, from: from as u64, to: to as u64, before: text(&before), rules: text(&rules) }
+    }
 }
 
 /// One step, after everything that can be refused has been looked at.
@@ -98,15 +113,14 @@ fn put_in_force(
         .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "invalid_field", error.to_string()))?;
     let changed = cell.patch(&changes.settings).map_err(|error| setting_problem(&error))?;
     let mut rules_changed = Vec::new();
-    let mut compare = |key, from: usize, to: usize, equal: bool, shown: Value| {
-        if !equal {
-            rules_changed.push(RulesChange { key, from: from as u64, to: to as u64, rules: shown.to_string().into() });
-        }
-    };
     let (old, new) = (before.kill(), rules.kill());
-    compare(KILL, old.len(), new.len(), old == new, shown_kill(new));
+    if old != new {
+        rules_changed.push(RulesChange::of(KILL, (old.len(), shown_kill(old)), (new.len(), shown_kill(new))));
+    }
     let (old, new) = (before.rate(), rules.rate());
-    compare(RATE, old.len(), new.len(), old == new, shown_rate(new));
+    if old != new {
+        rules_changed.push(RulesChange::of(RATE, (old.len(), shown_rate(old)), (new.len(), shown_rate(new))));
+    }
     if !rules_changed.is_empty() {
         policy.replace(rules, app.services.clock.now());
     }

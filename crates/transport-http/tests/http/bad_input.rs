@@ -129,6 +129,30 @@ fn a_body_beyond_the_bound_is_refused_before_it_is_read() {
 }
 
 #[test]
+fn a_body_in_a_transfer_coding_is_refused_rather_than_stored_coded() {
+    block_on(async {
+        let world = World::start();
+        for coding in ["gzip, chunked", "gzip,chunked", "GZIP\r\ntransfer-encoding: chunked"] {
+            let mut connection = Connection::open(world.address).await;
+            let head = format!("PUT /v1/objects/u/_/k HTTP/1.1\r\nhost: t\r\ntransfer-encoding: {coding}\r\n\r\n");
+            connection.send(format!("{head}4\r\nsome\r\n0\r\n\r\n")).await;
+            let answer = connection.answer().await.unwrap();
+            assert_eq!((answer.status(), answer.code().as_str()), (501, "transfer_encoding_unsupported"), "{coding}");
+            assert_eq!(
+                (answer.header("connection"), &answer.json()["field"]),
+                (Some("close"), &"transfer-encoding".into())
+            );
+            connection.closed().await;
+        }
+        assert_eq!(world.get("/v1/objects/u/_/k").await.status(), 404);
+        let mut connection = Connection::open(world.address).await;
+        let head = "PUT /v1/objects/u/_/k HTTP/1.1\r\nhost: t\r\ntransfer-encoding: Chunked\r\n\r\n";
+        connection.send(format!("{head}4\r\nsome\r\n0\r\n\r\n")).await;
+        assert_eq!(connection.answer().await.unwrap().status(), 201);
+    });
+}
+
+#[test]
 fn a_client_that_sends_all_before_it_reads_still_learns_why_it_was_refused() {
     block_on(async {
         let world = World::start();

@@ -342,6 +342,23 @@ fn an_object_beyond_the_bound_is_refused_before_its_first_byte_where_its_length_
 }
 
 #[test]
+fn a_condition_without_any_tag_is_refused_rather_than_lost() {
+    block_on(async {
+        let world = World::start();
+        let path = "/v1/objects/files/_/k";
+        assert_eq!(world.put(path, "x").await.status(), 201);
+        for name in ["if-match", "if-none-match"] {
+            for value in ["", ","] {
+                let answer = ask(world.address, "PUT", path, &[(name, value)], b"y").await;
+                assert_eq!(refused(&answer), (400, "invalid_field".into()), "{name}: {value:?}");
+                assert_eq!(answer.json()["field"], name);
+            }
+        }
+        assert_eq!(world.get(path).await.body, b"x");
+    });
+}
+
+#[test]
 fn an_expired_object_is_absent_for_everybody_at_once() {
     block_on(async {
         let clock = ManualClock::new();
@@ -375,6 +392,7 @@ fn a_listing_gives_each_object_once_in_the_order_of_keys() {
         };
         assert_eq!(page("").await, ("a b/1 b/2 b/3 c".into(), None));
         assert_eq!(page("prefix=b%2F&limit=2").await, ("b/1 b/2".into(), Some("b/2".into())));
+        assert_eq!(page("after=&limit=1000").await, page("limit=1000").await, "after nothing is the beginning");
         assert_eq!(page("prefix=b/&limit=2&after=b/2").await, ("b/3".into(), None));
         assert_eq!(page("after=b/2&limit=1000").await, ("b/3 c".into(), None));
         assert_eq!(page("prefix=nothing").await, (String::new(), None));

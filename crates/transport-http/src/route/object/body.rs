@@ -84,7 +84,7 @@ pub(super) fn incoming(
     if body.size_hint().lower() > limit_bytes {
         return Err(put_problem(PutError::TooLarge { limit_bytes }));
     }
-    let shape = Admission::of(app, collection).shape_or_withdraw(body.size_hint().exact())?;
+    let shape = Admission::of(app, collection).shape_admitted(body.size_hint().exact());
     let clock = Arc::clone(&app.services.clock);
     let limit_ms = app.services.streams.settings().freeze().limits_body_timeout_ms();
     let pieces = stream::try_unfold((body, shape, Pace::new(limit_ms)), move |(mut body, mut shape, mut pace)| {

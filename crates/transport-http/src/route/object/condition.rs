@@ -110,7 +110,7 @@ fn versions(headers: &HeaderMap, name: &HeaderName, weak: bool) -> Result<Option
         let detail = format!("{name} must be *, or entity tags in quotes with commas between them");
         Problem::new(StatusCode::BAD_REQUEST, "invalid_field", detail).with("field", name.as_str())
     };
-    let mut any = false;
+    let (mut any, mut count) = (false, 0_usize);
     let mut versions = Vec::new();
     for value in values {
         let mut text = value.to_str().map_err(|_| refuse())?.trim_ascii();
@@ -120,6 +120,7 @@ fn versions(headers: &HeaderMap, name: &HeaderName, weak: bool) -> Result<Option
         }
         while !text.is_empty() {
             let (tag, rest) = entity_tag(text).ok_or_else(refuse)?;
+            count += 1;
             if (weak || !tag.weak)
                 && let Some(version) = version(tag.opaque)
             {
@@ -132,6 +133,9 @@ fn versions(headers: &HeaderMap, name: &HeaderName, weak: bool) -> Result<Option
                 return Err(refuse());
             }
         }
+    }
+    if !any && count == 0 {
+        return Err(refuse());
     }
     Ok(Some(if any { Versions::Any } else { Versions::OneOf(versions) }))
 }
@@ -179,7 +183,7 @@ mod tests {
         assert_eq!(read(&format!("W/{tag}"), false), Ok(Some(Versions::OneOf(vec![]))), "weak never matches If-Match");
         assert_eq!(read(&format!("W/{tag}"), true), Ok(Some(Versions::OneOf(vec![one]))));
         assert_eq!(read(&tag.to_uppercase(), false), Ok(Some(Versions::OneOf(vec![]))));
-        for bad in ["abc", "\"abc", "\"a\" \"b\"", "w/\"a\"", "\"a b\""] {
+        for bad in ["", " ", "abc", "\"abc", "\"a\" \"b\"", "w/\"a\"", "\"a b\""] {
             assert_eq!(read(bad, false), Err("invalid_field"), "{bad}");
         }
     }
