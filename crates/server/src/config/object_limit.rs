@@ -37,7 +37,7 @@ fn rules<T>(node: Option<Node<'_>>, key: &str, rule: impl Fn(&str, &str) -> Resu
         .iter()
         .enumerate()
         .map(|(at, item)| {
-            let read = rule(&item.json(), &format!("{key}[{at}]"));
+            let read = rule(&item.json()?, &format!("{key}[{at}]"));
             read.inspect_err(|problem| item.refuse(problem.detail())).ok()
         })
         .collect();

@@ -110,8 +110,12 @@ impl<'a> Node<'a> {
     }
 
     /// The value as JSON, for who reads that.
-    pub(super) fn json(&self) -> String {
-        json_of(self.value).to_string()
+    pub(super) fn json(&self) -> Option<String> {
+        let json = json_of(self.value);
+        if json.is_none() {
+            self.refuse("must have no number that is none: nan");
+        }
+        Some(json?.to_string())
     }
 
     /// A text without control characters.
@@ -222,24 +226,27 @@ impl<'a> Node<'a> {
     }
 }
 
-fn json_of(value: &Value) -> serde_json::Value {
-    match value {
+/// `None` = a number is in it that JSON does not have, nor anything like it.
+fn json_of(value: &Value) -> Option<serde_json::Value> {
+    Some(match value {
         Value::String(_, text) => text.as_str().into(),
         Value::Char(_, character) => character.to_string().into(),
         Value::Bool(_, flag) => (*flag).into(),
-        Value::Num(_, number) => match (number.to_i128(), number) {
-            (_, Num::F32(_) | Num::F64(_)) | (None, _) => {
-                // A number beyond 64 bits is kept as infinity, which JSON does not have: it must not become nothing.
-                serde_json::Number::from_f64(number.to_f64().unwrap_or(f64::MAX).clamp(f64::MIN, f64::MAX)).into()
-            }
-            (Some(number), _) => serde_json::Number::from_i128(number).into(),
-        },
-        Value::Empty(..) => serde_json::Value::Null,
-        Value::Dict(_, dict) => {
-            serde_json::Value::Object(dict.iter().map(|(key, value)| (key.clone(), json_of(value))).collect())
+        Value::Num(_, number) => {
+            let whole = match number {
+                Num::F32(_) | Num::F64(_) => None,
+                _ => number.to_i128().and_then(serde_json::Number::from_i128),
+            };
+            // A number beyond 64 bits may be kept as infinity, which JSON does not have: it must not become nothing.
+            let near = || number.to_f64().unwrap_or(f64::MAX).clamp(f64::MIN, f64::MAX);
+            whole.or_else(|| serde_json::Number::from_f64(near()))?.into()
         }
-        Value::Array(_, items) => items.iter().map(json_of).collect(),
-    }
+        Value::Empty(..) => serde_json::Value::Null,
+        Value::Dict(_, dict) => serde_json::Value::Object(
+            dict.iter().map(|(key, value)| Some((key.clone(), json_of(value)?))).collect::<Option<_>>()?,
+        ),
+        Value::Array(_, items) => serde_json::Value::Array(items.iter().map(json_of).collect::<Option<_>>()?),
+    })
 }
 
 fn kind_of(value: &Value) -> &'static str {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::*;
 
+mod object_limit;
 mod s3;
 
 const PUBLIC_KEY: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n";
