@@ -6,6 +6,7 @@
 //! of another place, is no block of this one, a range is checked by what is read with it, and nothing that is known of an object
 //! grows with its size.
 
+mod budget;
 mod cold;
 mod read;
 mod write;
@@ -23,9 +24,10 @@ use tidegate_core::limit::Limit;
 use crate::error::{PutError, StoreError, blob_error};
 use crate::stored::{BLOCK_BYTES, BlobId};
 
+pub(crate) use budget::Budget;
 pub use cold::ColdStore;
 pub(crate) use read::{OpenError, open};
-pub(crate) use write::{Budget, Incoming, Unfinished, write};
+pub(crate) use write::{Incoming, Unfinished, write};
 
 /// The bounds of this module.
 pub const LIMITS: &[Limit] = &[

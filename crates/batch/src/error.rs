@@ -120,8 +120,8 @@ pub enum PutError {
         /// The bound.
         limit: Duration,
     },
-    /// Other writes hold all the memory that writes may have.
-    #[error("other writes hold all of the {limit_bytes} bytes that writes may hold; nothing was stored")]
+    /// Other writes hold all the memory that writes may have, or those of the same tenant their share of it.
+    #[error("other writes hold all that they may of the {limit_bytes} bytes for writes; nothing was stored")]
     Busy {
         /// The bound.
         limit_bytes: u64,

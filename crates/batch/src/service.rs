@@ -52,7 +52,7 @@ pub const LIMITS: &[Limit] = &[
     Limit {
         name: "object_write_buffer_bytes",
         value: WRITE_BUFFER_BYTES,
-        meaning: "Bytes that all writes of large objects hold in memory; after 10 s of waiting 429 write_capacity_exhausted.",
+        meaning: "Bytes that all writes of large objects hold in memory, of which one tenant's hold at most as many as they leave free; after 10 s of waiting 429 write_capacity_exhausted.",
     },
     Limit {
         name: "object_blob_delete_max_count",
@@ -108,7 +108,8 @@ pub struct ObjectSpec {
     pub upload_max_open: u64,
     /// How long the answer of a completed upload is remembered, for a client that lost it.
     pub completed_keep: Duration,
-    /// Bytes that all writes of large objects hold in memory together, beyond the first `hot_max_bytes` of each; at least one part of 8 MiB.
+    /// Bytes that all writes of large objects hold in memory together, beyond the first `hot_max_bytes` of each, in parts of 8 MiB; at
+    /// least one. Those of one tenant hold at most as much as they leave free, so that slow senders keep nobody else from writing.
     pub write_buffer_bytes: u64,
     /// How long a write waits for its share of them; then it is refused.
     pub write_wait: Duration,

@@ -2,7 +2,6 @@
 //! waits for room while it holds a part that is not on its way.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -11,10 +10,10 @@ use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{MultipartId, MultipartUpload, ObjectStoreExt as _, PutPayload, PutPayloadMut};
 use sha2::{Digest as _, Sha256};
-use tidegate_core::time::Clock;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tidegate_core::id::Name;
 use tokio::task::JoinSet;
 
+use super::budget::{Budget, Room};
 use super::{Body, ColdStore, PART_BYTES, SUM_BYTES, path, sum_of_place};
 use crate::error::{PutError, StoreError, blob_error};
 use crate::stored::{BLOCK_BYTES, BlobId, Piece};
@@ -23,48 +22,6 @@ use crate::stored::{BLOCK_BYTES, BlobId, Piece};
 const COPY_BELOW_BYTES: usize = 64 * 1_024;
 /// Parts of one blob that are on their way at the same time.
 const PARTS_IN_FLIGHT: usize = 2;
-/// What the budget is counted in.
-const UNIT_BYTES: u64 = 64 * 1_024;
-
-/// The bytes that all writes of large objects may hold together. A write asks for a part at a time, before the part's first byte, and gives
-/// it back when the blob store has the part. While it waits, all that it holds is on its way to the blob store, which waits for
-/// nobody: so somebody always goes on. Who asks first is served first.
-pub(crate) struct Budget {
-    free: Arc<Semaphore>,
-    units: u32,
-    wait: Duration,
-    clock: Arc<dyn Clock>,
-}
-
-impl Budget {
-    pub(crate) fn new(bytes: u64, wait: Duration, clock: Arc<dyn Clock>) -> Self {
-        // One part at least: else nothing could be written at all.
-        let units = u32::try_from(bytes.max(PART_BYTES as u64) / UNIT_BYTES).unwrap_or(u32::MAX >> 4);
-        let free = Arc::new(Semaphore::new(usize::try_from(units).unwrap_or(Semaphore::MAX_PERMITS)));
-        Self { free, units, wait, clock }
-    }
-
-    /// Bytes that are held now.
-    pub(crate) fn held_bytes(&self) -> u64 {
-        let free = u64::try_from(self.free.available_permits()).unwrap_or(u64::MAX);
-        u64::from(self.units).saturating_sub(free) * UNIT_BYTES
-    }
-
-    async fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, PutError> {
-        let units = (bytes as u64).div_ceil(UNIT_BYTES).min(u64::from(self.units));
-        let units = u32::try_from(units).expect("it is at most as many as there are");
-        let deadline = self.clock.now().after(self.wait);
-        tokio::select! {
-            // First, so that room that is there costs no timer.
-            biased;
-            room = Arc::clone(&self.free).acquire_many_owned(units) => Ok(room.expect("it is never closed")),
-            () = self.clock.sleep_until(deadline) => {
-                metrics::counter!("tidegate_object_writes_refused_total").increment(1);
-                Err(PutError::Busy { limit_bytes: u64::from(self.units) * UNIT_BYTES })
-            }
-        }
-    }
-}
 
 /// A blob of which all bytes have come, and which is not there yet. Dropped, it never comes to be.
 pub(crate) struct Unfinished {
@@ -87,6 +44,8 @@ impl Unfinished {
 
 /// An object's bytes on their way in, for one blob or several.
 pub(crate) struct Incoming<'a> {
+    /// Whose they are.
+    tenant: Name,
     ahead: Bytes,
     rest: Body<'a>,
     over: bool,
@@ -97,11 +56,12 @@ pub(crate) struct Incoming<'a> {
 }
 
 impl<'a> Incoming<'a> {
-    /// What came so far, what follows, how many bytes there may be, and what their SHA-256 must be.
-    pub(crate) fn new(first: Bytes, rest: Body<'a>, limit_bytes: u64, wanted: Option<[u8; 32]>) -> Self {
+    /// Whose they are, what came so far, what follows, how many bytes there may be, and what their SHA-256 must be.
+    pub(crate) fn new(tenant: &Name, first: Bytes, rest: Body<'a>, limit_bytes: u64, wanted: Option<[u8; 32]>) -> Self {
         let rest = futures::stream::iter([Ok(first)]).chain(rest).boxed();
         let sha = wanted.map(|_| Sha256::new());
-        Self { ahead: Bytes::new(), rest, over: false, length: 0, limit_bytes, sha, wanted }
+        let tenant = tenant.clone();
+        Self { tenant, ahead: Bytes::new(), rest, over: false, length: 0, limit_bytes, sha, wanted }
     }
 
     /// Whether bytes are left. When it says that there are none, their end has come.
@@ -172,15 +132,15 @@ async fn fill(
         sum = crc32c::crc32c_append(sum, &now);
         in_block += now.len() as u64;
         length += now.len() as u64;
-        parts.put(budget, now).await?;
+        parts.put(budget, &incoming.tenant, now).await?;
         if in_block == BLOCK_BYTES as u64 {
-            parts.put(budget, Bytes::copy_from_slice(&sum.to_le_bytes())).await?;
+            parts.put(budget, &incoming.tenant, Bytes::copy_from_slice(&sum.to_le_bytes())).await?;
             blocks += 1;
             (in_block, sum) = (0, sum_of_place(blob, blocks));
         }
     }
     if in_block > 0 {
-        parts.put(budget, Bytes::copy_from_slice(&sum.to_le_bytes())).await?;
+        parts.put(budget, &incoming.tenant, Bytes::copy_from_slice(&sum.to_le_bytes())).await?;
     }
     // The next blob of the object must not wait for room that this one holds.
     parts.send();
@@ -243,16 +203,16 @@ struct Parts {
     begun: usize,
     gathered: PutPayloadMut,
     /// For what is gathered; `None` = nothing is.
-    room: Option<OwnedSemaphorePermit>,
+    room: Option<Room>,
     on_their_way: JoinSet<object_store::Result<Sent>>,
 }
 
 impl Parts {
-    async fn put(&mut self, budget: &Budget, mut bytes: Bytes) -> Result<(), PutError> {
+    async fn put(&mut self, budget: &Budget, tenant: &Name, mut bytes: Bytes) -> Result<(), PutError> {
         while !bytes.is_empty() {
             if self.room.is_none() {
                 self.landed(PARTS_IN_FLIGHT - 1).await.map_err(blob_error)?;
-                self.room = Some(budget.take(PART_BYTES).await?);
+                self.room = Some(budget.take(tenant).await?);
             }
             let now = bytes.split_to(bytes.len().min(PART_BYTES - self.gathered.content_length()));
             if now.len() < COPY_BELOW_BYTES {

@@ -71,7 +71,7 @@ impl ObjectService {
             Gathered::More(first, rest) => {
                 // A condition that does not hold already need not cost a blob; it is judged again at the end.
                 self.check_now(collection, key, &put.condition).await?;
-                let incoming = Incoming::new(first, rest, limit_bytes, put.sha256);
+                let incoming = Incoming::new(&collection.tenant, first, rest, limit_bytes, put.sha256);
                 let deadline = core.deadline();
                 let (blobs, length) = core.within(deadline, fill(core, deadline, incoming)).await?;
                 let (objects, head_key, key) = (self.clone(), head_key(collection, key), key.clone());

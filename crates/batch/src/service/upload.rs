@@ -128,7 +128,7 @@ impl ObjectService {
         core.upload(collection, key, token).await?;
         // A part is one blob.
         let limit_bytes = core.spec.object_max_bytes.min(core.cold.blob_max_bytes());
-        let mut incoming = Incoming::new(Bytes::new(), body, limit_bytes, sha256);
+        let mut incoming = Incoming::new(&collection.tenant, Bytes::new(), body, limit_bytes, sha256);
         let deadline = core.deadline();
         let filled = core.within(deadline, async {
             let writing = Writing::begin(core, deadline).await?;

@@ -6,10 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use tidegate_batch::service::{Get, Put};
-use tidegate_batch::{BLOCK_BYTES, GetError, PutError, StoreError};
+use tidegate_batch::{BLOCK_BYTES, Collection, GetError, PutError, StoreError};
+use tidegate_core::id::Name;
 use tidegate_core::port::{MetaRange, MetaStore};
 use tidegate_testkit::MemoryStore;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::object::{body, content, key, world, world_of, world_with};
 
@@ -92,6 +93,47 @@ async fn writes_share_a_bound_of_bytes_and_one_that_waits_for_it_too_long_is_ref
     assert_eq!(first.await.unwrap().unwrap().info.length, bytes.len() as u64 + 3);
     assert_eq!(world.objects.write_buffer_held_bytes(), 0);
     tidegate_testkit::wait::until("nothing is left of the other", async || world.blobs().len() == 1).await;
+}
+
+#[tokio::test]
+async fn uploads_of_one_tenant_that_trickle_keep_no_other_tenant_from_writing() {
+    let world = world_with(|spec| spec.write_buffer_bytes = 4 * PART_BYTES);
+    let bytes = content(2 * BLOCK_BYTES);
+    // Each sends what is more than a small object, and then nothing for as long as it likes.
+    let (go, gone) = watch::channel(false);
+    let trickling: Vec<_> = (0..10)
+        .map(|number| {
+            let (objects, collection, mut gone) = (world.objects.clone(), world.collection.clone(), gone.clone());
+            let slow = body(&bytes).chain(stream::once(async move {
+                let _ = gone.wait_for(|gone| *gone).await;
+                Ok(Bytes::from_static(b"end"))
+            }));
+            tokio::spawn(async move {
+                objects.put(&collection, &key(&format!("slow/{number}")), Put::default(), slow.boxed()).await
+            })
+        })
+        .collect();
+    tidegate_testkit::wait::until("they have their share", async || {
+        world.objects.write_buffer_held_bytes() == 2 * PART_BYTES
+    })
+    .await;
+    let other = Collection { tenant: Name::new("other").unwrap(), ..world.collection.clone() };
+    for number in 0..20 {
+        let key = key(&number.to_string());
+        let put = world.objects.put(&other, &key, Put::default(), body(&bytes));
+        tidegate_testkit::wait::within("the other goes on", put).await.unwrap();
+    }
+    assert_eq!(world.objects.write_buffer_held_bytes(), 2 * PART_BYTES);
+    while trickling.iter().filter(|task| task.is_finished()).count() < 8 {
+        tokio::task::yield_now().await;
+        world.clock.advance(Duration::from_secs(1));
+    }
+    go.send(true).unwrap();
+    let ended = futures::future::join_all(trickling).await;
+    let stored = ended.iter().filter(|ended| matches!(ended, Ok(Ok(_)))).count();
+    let refused = ended.iter().filter(|ended| matches!(ended, Ok(Err(PutError::Busy { .. })))).count();
+    assert_eq!((stored, refused), (2, 8));
+    tidegate_testkit::wait::until("all is free", async || world.objects.write_buffer_held_bytes() == 0).await;
 }
 
 #[tokio::test]
