@@ -2,13 +2,13 @@
 //! that started it, whatever way that ends. It never touches a server that it did not start, and installs nothing.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Set to `1` where every service must be there: then a test that misses one fails instead of being skipped.
@@ -21,16 +21,24 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 const PORT_ATTEMPTS: usize = 5;
 
 /// Runs until its input ends: then it stops the server at once and removes the folder. So the server ends with the process
-/// that holds the other end of the pipe, even when that is killed.
+/// that holds the other end of the pipe, even when that is killed. At each line it waits for the server's end and starts it again.
 const KEEPER: &str = r#"
-"$1" -D "$2/data" -p "$3" -k "$4" -c listen_addresses=127.0.0.1 -c wal_level=logical -c max_connections=200 \
-     -c fsync="$5" -c max_wal_senders=20 -c max_replication_slots=20 </dev/null >"$2/log" 2>&1 &
-server=$!
-echo "$server"
-read -r _
+start() {
+    "$program" -D "$folder/data" -p "$port" -k "$sockets" -c listen_addresses=127.0.0.1 -c wal_level=logical \
+        -c max_connections=200 -c fsync="$fsync" -c max_wal_senders=20 -c max_replication_slots=20 \
+        </dev/null >>"$folder/log" 2>&1 &
+    server=$!
+    echo "$server"
+}
+program=$1 folder=$2 port=$3 sockets=$4 fsync=$5
+start
+while read -r _; do
+    { wait "$server"; } 2>/dev/null
+    start
+done
 kill -QUIT "$server" 2>/dev/null
 wait "$server"
-rm -rf "$2"
+rm -rf "$folder"
 "#;
 
 /// Why a server that should run does not.
@@ -71,8 +79,10 @@ pub struct PostgresServer {
     programs: PathBuf,
     folder: PathBuf,
     port: u16,
-    pid: u32,
+    pid: AtomicU32,
     keeper: Child,
+    /// What the keeper says and is told.
+    talk: Mutex<(BufReader<ChildStdout>, Option<ChildStdin>)>,
     account: Option<(u32, u32)>,
     databases: AtomicU32,
 }
@@ -138,15 +148,20 @@ impl PostgresServer {
                 .stdout(Stdio::piped())
                 .spawn()
                 .map_err(|source| PostgresServerError::Io { what: "starting a shell", source })?;
-            let pid = read_pid(&mut keeper)?;
+            let mut talk = match (keeper.stdout.take(), keeper.stdin.take()) {
+                (Some(says), hears @ Some(_)) => (BufReader::new(says), hears),
+                _ => return Err(PostgresServerError::NotReady { log: "the shell has no pipes".to_owned() }),
+            };
+            let pid = read_pid(&mut talk.0)?;
             match wait_until_ready(pid, folder) {
                 Ok(()) => {
                     return Ok(Self {
                         programs: programs.to_owned(),
                         folder: folder.to_owned(),
                         port,
-                        pid,
+                        pid: AtomicU32::new(pid),
                         keeper,
+                        talk: Mutex::new(talk),
                         account,
                         databases: AtomicU32::new(0),
                     });
@@ -210,12 +225,45 @@ impl PostgresServer {
     /// # Panics
     /// When one fails.
     pub fn run_sql(&self, url: &str, sql: &str) -> String {
+        match self.try_sql(url, sql) {
+            Ok(printed) => printed,
+            Err(error) => panic!("{error}: {sql}"),
+        }
+    }
+
+    /// As [`run_sql`](Self::run_sql), for statements that may fail.
+    ///
+    /// # Errors
+    /// One failed, or the server is not there. What was done before it stays done.
+    pub fn try_sql(&self, url: &str, sql: &str) -> Result<String, PostgresServerError> {
         let mut psql = as_account(self.programs.join("psql"), &self.folder, self.account);
         psql.args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1", "--dbname", url]);
         psql.args(["--command", sql]);
-        match succeeded("psql", psql.output()) {
-            Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
-            Err(error) => panic!("{error}: {sql}"),
+        let output = succeeded("psql", psql.output())?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Ends the server with a signal and starts it again on its data and port: `KILL` for a crash of its main process, `QUIT` for an
+    /// immediate shutdown. It returns when the server takes connections again.
+    ///
+    /// # Panics
+    /// When it does not come up again.
+    pub fn end_and_restart(&self, signal: &str) {
+        let mut talk = self.talk.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let sent = Command::new("kill").args([&format!("-{signal}"), &self.pid().to_string()]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "the signal {signal} cannot be sent");
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            let told = talk.1.as_mut().map(|keeper| keeper.write_all(b"\n"));
+            assert!(matches!(told, Some(Ok(()))), "the keeper is gone");
+            let pid = read_pid(&mut talk.0).unwrap_or_else(|error| panic!("{error}"));
+            self.pid.store(pid, Ordering::Relaxed);
+            match wait_until_ready(pid, &self.folder) {
+                Ok(()) => return,
+                // After a crash the last of its processes may still hold its shared memory.
+                Err(error) => assert!(Instant::now() < deadline, "PostgreSQL does not start again: {error}"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
@@ -234,14 +282,15 @@ impl PostgresServer {
     /// The process id of the server.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.pid.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for PostgresServer {
     fn drop(&mut self) {
         // The end of its input ends the keeper, which stops the server and removes the folder.
-        drop(self.keeper.stdin.take());
+        let talk = self.talk.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        drop(talk.1.take());
         let _ = self.keeper.wait();
     }
 }
@@ -313,7 +362,9 @@ fn wait_until_ready(pid: u32, folder: &Path) -> Result<(), PostgresServerError> 
         if lines.first() == Some(&pid.to_string().as_str()) && lines.get(7) == Some(&"ready") {
             return Ok(());
         }
-        if fs::metadata(format!("/proc/{pid}")).is_err() {
+        // One that ended and was not waited for yet still has an entry.
+        let process = fs::read_to_string(format!("/proc/{pid}/stat"));
+        if process.map_or(true, |text| text.contains(") Z ")) {
             break;
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -323,14 +374,11 @@ fn wait_until_ready(pid: u32, folder: &Path) -> Result<(), PostgresServerError> 
     Err(PostgresServerError::NotReady { log: tail.into_iter().rev().collect::<Vec<_>>().join("\n") })
 }
 
-fn read_pid(keeper: &mut Child) -> Result<u32, PostgresServerError> {
-    use io::BufRead;
+fn read_pid(keeper: &mut impl BufRead) -> Result<u32, PostgresServerError> {
     let mut line = String::new();
-    if let Some(stdout) = keeper.stdout.take() {
-        io::BufReader::new(stdout)
-            .read_line(&mut line)
-            .map_err(|source| PostgresServerError::Io { what: "reading the server's process id", source })?;
-    }
+    keeper
+        .read_line(&mut line)
+        .map_err(|source| PostgresServerError::Io { what: "reading the server's process id", source })?;
     line.trim().parse().map_err(|_| PostgresServerError::NotReady { log: format!("no process id: {line:?}") })
 }
 
@@ -348,6 +396,13 @@ mod tests {
         assert_eq!(server.run_sql(&first, "select x from t"), "1\n");
         assert_eq!(server.run_sql(&second, "select count(*) from pg_class where relname = 't'"), "0\n");
         assert_eq!(server.run_sql(&first, "show wal_level"), "logical\n");
+        for signal in ["QUIT", "KILL"] {
+            let before = server.pid();
+            server.end_and_restart(signal);
+            assert_ne!(server.pid(), before);
+            assert_eq!(server.run_sql(&first, "select x from t"), "1\n", "{signal}");
+        }
+        assert!(server.try_sql(&first, "select y from t").is_err());
         let (folder, pid) = (server.folder().to_owned(), server.pid());
         drop(server);
         assert!(!folder.exists());
