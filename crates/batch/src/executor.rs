@@ -11,6 +11,7 @@ mod metric;
 mod nesting;
 mod operate;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -114,6 +115,8 @@ pub(crate) struct Core {
     rank: Rank,
     limits: Limits,
     free: AtomicU32,
+    /// How many permits each owner holds, of those who hold some.
+    owners: Mutex<HashMap<Arc<str>, u32>>,
     bytes: Semaphore,
     all_free: Notify,
     kinds: Kinds,
@@ -159,6 +162,7 @@ impl Executor {
             rank: Rank::next(),
             limits,
             free: AtomicU32::new(limits.permits),
+            owners: Mutex::default(),
             bytes: Semaphore::new(units),
             all_free: Notify::new(),
             kinds: Kinds::default(),
@@ -198,6 +202,36 @@ impl Executor {
     /// # Errors
     /// As [`reserve`](Self::reserve).
     pub fn reserve_at_most(&self, operations: u32) -> Result<Reservation, AtCapacity> {
+        let permits = self.take(operations.max(1))?;
+        Ok(Reservation::new(Held::new(Arc::clone(&self.core), permits, None)))
+    }
+
+    /// The same for a batch of this owner, all of whose batches hold at most as many permits as they leave free, rounded up: half of all,
+    /// where nobody else has any. So one owner's batches, however slow, never keep another's from beginning.
+    ///
+    /// # Errors
+    /// As [`reserve`](Self::reserve); and the owner has its share.
+    pub fn reserve_for(&self, owner: &str) -> Result<Reservation, AtCapacity> {
+        let mut owners = self.core.owners.lock();
+        let held = owners.get(owner).copied().unwrap_or(0);
+        // What others take or give back meanwhile does not count.
+        let left = self.core.free.load(Ordering::Acquire).saturating_sub(held).div_ceil(2);
+        if left == 0 && held > 0 {
+            metric::refused("owner");
+            return Err(AtCapacity::Share { permits: held });
+        }
+        let permits = self.take(left.max(1))?;
+        let owner: Arc<str> = match owners.get_key_value(owner) {
+            Some((owner, _)) => Arc::clone(owner),
+            None => owner.into(),
+        };
+        *owners.entry(Arc::clone(&owner)).or_default() += permits;
+        drop(owners);
+        Ok(Reservation::new(Held::new(Arc::clone(&self.core), permits, Some(owner))))
+    }
+
+    /// Takes the share of one batch from the permits that are free.
+    fn take(&self, operations: u32) -> Result<u32, AtCapacity> {
         if !self.core.rank.may_wait() {
             metric::refused("nested");
             return Err(AtCapacity::Nested);
@@ -205,19 +239,16 @@ impl Executor {
         let percent = u64::from(self.core.limits.window_percent);
         let share = |free: u32| {
             let share = (u64::from(free) * percent).div_ceil(100);
-            u32::try_from(share).unwrap_or(u32::MAX).min(operations.max(1))
+            u32::try_from(share).unwrap_or(u32::MAX).min(operations)
         };
         let taken = self
             .core
             .free
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| (free > 0).then(|| free - share(free)));
-        match taken {
-            Ok(free) => Ok(Reservation::new(Held::new(Arc::clone(&self.core), share(free)))),
-            Err(_) => {
-                metric::refused("permits");
-                Err(AtCapacity::InUse { permits: self.core.limits.permits })
-            }
-        }
+        taken.map(share).map_err(|_| {
+            metric::refused("permits");
+            AtCapacity::InUse { permits: self.core.limits.permits }
+        })
     }
 
     /// Waits until no permit is in use: no batch is read and every operation that was begun has ended. For a shutdown that lets
@@ -239,12 +270,14 @@ impl Executor {
 struct Held {
     core: Arc<Core>,
     permits: u32,
+    /// On whose account they are.
+    owner: Option<Arc<str>>,
 }
 
 impl Held {
-    fn new(core: Arc<Core>, permits: u32) -> Self {
+    fn new(core: Arc<Core>, permits: u32, owner: Option<Arc<str>>) -> Self {
         metric::permits(f64::from(permits));
-        Self { core, permits }
+        Self { core, permits, owner }
     }
 
     fn permits(&self) -> u32 {
@@ -271,6 +304,15 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         metric::permits(-f64::from(self.permits));
+        if let Some(owner) = &self.owner {
+            let mut owners = self.core.owners.lock();
+            if let Some(held) = owners.get_mut(owner) {
+                *held = held.saturating_sub(self.permits);
+                if *held == 0 {
+                    owners.remove(owner);
+                }
+            }
+        }
         let free = self.core.free.fetch_add(self.permits, Ordering::AcqRel) + self.permits;
         if free == self.core.limits.permits {
             self.core.all_free.notify_waiters();

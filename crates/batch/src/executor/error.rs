@@ -48,6 +48,12 @@ pub enum AtCapacity {
         /// How many there are.
         permits: u32,
     },
+    /// The batches of this owner hold as many permits as they leave free.
+    #[error("other batches of the same owner hold their share of the permits, {permits}")]
+    Share {
+        /// How many that is.
+        permits: u32,
+    },
     /// Asked for within an operation of the same executor, or of one that was made later: waiting there could wait for ever. It
     /// is a mistake of the program and will be refused every time.
     #[error("a batch within an operation needs an executor that was made after the one that runs the operation")]
@@ -65,7 +71,7 @@ impl Failure for AtCapacity {
 
     fn retry(&self) -> Retry {
         match self {
-            Self::InUse { .. } => Retry::After(std::time::Duration::from_secs(1)),
+            Self::InUse { .. } | Self::Share { .. } => Retry::After(std::time::Duration::from_secs(1)),
             Self::Nested => Retry::Never,
         }
     }

@@ -122,6 +122,26 @@ fn a_flood_of_bad_items_holds_up_no_result() {
 }
 
 #[test]
+fn one_owners_batches_hold_as_much_as_they_leave_and_another_owner_begins_nevertheless() {
+    let executor = executor(500, 10, 1_000);
+    let all = |owner: &str| -> Vec<Reservation> { std::iter::from_fn(|| executor.reserve_for(owner).ok()).collect() };
+    let window = |held: &[Reservation]| held.iter().map(Reservation::window).sum::<u32>();
+    let slow = all("slow");
+    assert_eq!(window(&slow), 250);
+    assert_eq!(executor.reserve_for("slow").unwrap_err(), AtCapacity::Share { permits: 250 });
+    let other = executor.reserve_for("other").unwrap();
+    assert_eq!(other.window(), 25);
+    drop(other);
+    let others: Vec<_> = ["b", "c", "d"].into_iter().map(all).collect();
+    let windows: Vec<_> = others.iter().map(|held| window(held)).collect();
+    assert_eq!(windows, [125, 63, 31]);
+    drop((slow, others));
+    assert_eq!(executor.usage(), AT_REST);
+    assert_eq!(window(&all("slow")), 250);
+    assert_eq!(executor.usage(), AT_REST);
+}
+
+#[test]
 fn a_window_is_a_share_of_what_is_free_rounded_up_and_refused_at_once_when_nothing_is() {
     let executor = executor(25, 10, 1_000);
     let mut held: Vec<Reservation> = Vec::new();
