@@ -154,6 +154,11 @@ impl Job {
         })
     }
 
+    /// Whether anything was ever written in its log: a job that only began has no checkpoint yet. Cost: one listing.
+    pub async fn exists(&self) -> Result<bool, StoreError> {
+        Ok(!self.store.slots(None).await?.is_empty())
+    }
+
     /// Checkpoints below `before` (or from the newest on), newest first, at most `limit` (1 to 1,000). Cost: reads the log.
     pub async fn list(&self, before: Option<Generation>, limit: usize) -> Result<Page, StoreError> {
         let survey = survey(&self.store, usize::MAX, &BTreeSet::new()).await?;

@@ -10,6 +10,7 @@ use reqwest::Url;
 use crate::config::{Flags, Secret, SourceSpec};
 use crate::output::Format;
 
+mod checkpoint;
 mod command;
 mod config_check;
 mod group;
@@ -20,6 +21,7 @@ mod source;
 mod stream;
 mod top;
 
+pub use checkpoint::{CheckpointCommand, StoreArgs};
 pub use group::{ConsumeArgs, CreateGroupArgs, GroupCommand, GroupSpecArgs, SeekArgs};
 pub use object::{BatchCommand, DownArgs, GetArgs, ListArgs, ObjectCommand, PutArgs, RemoveArgs, TransferArgs, UpArgs};
 pub use query::run as run_query;
@@ -138,6 +140,12 @@ pub enum Command {
         /// What to do.
         #[command(subcommand)]
         command: SourceCommand,
+    },
+    /// Checkpoints of stream processors: list, show, verify and remove them.
+    Checkpoint {
+        /// What to do.
+        #[command(subcommand)]
+        command: CheckpointCommand,
     },
     /// Objects: write, read, remove and list them, folders at once.
     Object {
@@ -309,6 +317,7 @@ pub fn run(cli: Cli) -> Exit {
         Command::Stream { command } => stream::run(&cli.client, &command),
         Command::Group { command } => group::run(&cli.client, &command),
         Command::Source { command } => source::run(&cli.client, &command),
+        Command::Checkpoint { command } => checkpoint::run(&cli.client, &command),
         Command::Object { command } => object::run(&cli.client, &command),
         Command::Top(args) => top::run(&cli.client, &args),
         Command::Config { command: ConfigCommand::Check { file, insecure } } => {

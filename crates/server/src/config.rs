@@ -16,6 +16,7 @@ use tidegate_transport_http::TokenConfig;
 
 mod auth;
 mod check;
+mod checkpoint;
 mod effective;
 mod layer;
 mod object;
@@ -26,6 +27,7 @@ mod s3;
 mod source;
 
 pub use layer::{Flag, Flags};
+pub(crate) use object::directory_of;
 pub use problem::{ConfigError, Origin, Problem};
 pub use s3::{Addressing, S3, S3Credentials};
 pub use source::{SourceSpec, SourceSpecError};
@@ -45,6 +47,8 @@ pub struct Config {
     pub auth: Option<TokenConfig>,
     /// Where objects lie.
     pub objects: Objects,
+    /// Where checkpoints of stream processors lie. The server shows them and writes none.
+    pub checkpoints: Cold,
     /// Where the audit trail goes; a path outside of `data_dir` only where the configuration names one.
     pub audit_path: PathBuf,
     /// The `stream.*` and `limits.*` settings.
@@ -62,7 +66,7 @@ pub struct Objects {
     pub hot_max_bytes: u64,
 }
 
-/// Where large objects lie. Nobody else may write there.
+/// Where large objects lie, or checkpoints. Nobody else may write where objects lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cold {
     /// In a directory of this machine.

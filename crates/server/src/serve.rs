@@ -37,11 +37,13 @@ use crate::config::{self, Cold, Config, Source};
 
 mod bucket;
 mod change;
+pub(crate) mod checkpoint;
 mod run;
 #[cfg(test)]
 mod tests;
 
 pub use bucket::BucketError;
+pub use checkpoint::CheckpointStoreError;
 pub use run::run;
 pub(crate) use run::{Signals, log_to_stderr};
 
@@ -89,6 +91,15 @@ pub enum StartError {
         /// Why.
         #[source]
         source: Box<BucketError>,
+    },
+    /// The store of checkpoints cannot be used.
+    #[error("the store of checkpoints {place} cannot be used")]
+    Checkpoints {
+        /// Which.
+        place: String,
+        /// Why.
+        #[source]
+        source: Box<CheckpointStoreError>,
     },
     /// The objects cannot be opened.
     #[error("the objects cannot be opened")]
@@ -177,6 +188,10 @@ impl Server {
             durability: durability(&config),
         });
         let objects = open_objects(&config, &store, &clock).await?;
+        let checkpoints = checkpoint::open_or_make(&config.checkpoints).map_err(|source| StartError::Checkpoints {
+            place: checkpoint::place(&config.checkpoints),
+            source: Box::new(source),
+        })?;
         let recovering = Arc::new(AtomicBool::new(true));
         let query = QueryService::new(QueryParts {
             sources: query_sources,
@@ -199,6 +214,7 @@ impl Server {
             groups: tidegate_cdc::group::GroupService::new(streams.clone()),
             sources: sources.clone(),
             streams: streams.clone(),
+            checkpoints,
             objects: objects.clone(),
             object_policy: Arc::new(PolicyCell::new(config.object_rules.clone(), clock.now())),
             recovering: Arc::clone(&recovering),
@@ -334,6 +350,7 @@ fn limits() -> Vec<Limit> {
         tidegate_cdc::LIMITS,
         tidegate_cdc::group::LIMITS,
         tidegate_cdc::source::LIMITS,
+        tidegate_checkpoint::LIMITS,
         tidegate_batch::policy::LIMITS,
         tidegate_batch::service::LIMITS,
         tidegate_batch::blob::LIMITS,

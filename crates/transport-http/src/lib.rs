@@ -5,6 +5,7 @@
 
 pub mod auth;
 mod body;
+pub mod checkpoint;
 pub mod encoding;
 mod gate;
 pub mod json;

@@ -1,6 +1,7 @@
 //! The routes, put together. What each does lies in the modules below; what all share lies in the gate.
 
 mod change_problem;
+mod checkpoint;
 pub(crate) mod durable;
 mod group;
 mod ingest;
@@ -67,6 +68,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/sources/{source}", get(source::show))
         .route("/v1/sources/{source}/acknowledge", post(source::acknowledge))
         .route("/v1/sources/{source}/retry", post(source::retry))
+        .route("/v1/checkpoints", get(checkpoint::list))
+        .route("/v1/checkpoints/{job}", get(checkpoint::show))
         .route("/v1/query", post(query::open))
         .route("/v1/query/resume", post(query::resume))
         .route("/v1/query/{cursor}", delete(query::cancel))

@@ -10,6 +10,7 @@ use tidegate_batch::policy::PolicyCell;
 use tidegate_cdc::StreamService;
 use tidegate_cdc::group::GroupService;
 use tidegate_cdc::source::SourceService;
+use tidegate_checkpoint::Checkpoints;
 use tidegate_core::Clock;
 use tidegate_core::limit::Limit;
 use tidegate_lease::audit::Auditor;
@@ -56,6 +57,8 @@ pub struct Services {
     pub groups: GroupService,
     /// Where change streams come from databases.
     pub sources: SourceService,
+    /// Checkpoints of stream processors, to be looked at.
+    pub checkpoints: Checkpoints,
     /// Objects in tiers.
     pub objects: ObjectService,
     /// Who may use them, and how much: `limits.object.*`, which `PATCH /v1/config` replaces.
@@ -112,6 +115,16 @@ pub const LIMITS: &[Limit] = &[
         name: "http.page_max",
         value: crate::route::PAGE_MAX,
         meaning: "Streams or groups in one answer of a list; a greater limit in a request is 400 invalid_field.",
+    },
+    Limit {
+        name: "http.checkpoint_page_max",
+        value: crate::checkpoint::PAGE_MAX,
+        meaning: "Jobs or checkpoints in one answer of a list; a greater limit in a request is 400 invalid_field.",
+    },
+    Limit {
+        name: "http.checkpoint_page_max_bytes",
+        value: crate::checkpoint::PAGE_MAX_BYTES as u64,
+        meaning: "A list of jobs or checkpoints ends early with so many bytes; one checkpoint alone may have more.",
     },
     Limit {
         name: "http.record_depth_max",

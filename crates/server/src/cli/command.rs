@@ -52,6 +52,9 @@ pub(super) enum CommandError {
     Items { failed: u64, items: u64 },
     #[error("partition {partition} is not there; the stream has {partitions}")]
     NoPartition { partition: u32, partitions: usize },
+    /// What was done on a store of checkpoints that was opened here.
+    #[error(transparent)]
+    Checkpoint(#[from] super::checkpoint::Failed),
     #[error("interrupted")]
     Interrupted,
 }
@@ -63,6 +66,7 @@ impl CommandError {
             Self::Client(error) | Self::Once(error) => error.exit(),
             Self::Batch { problem, .. } => ClientError::Refused(problem.clone()).exit(),
             Self::NoPartition { .. } => Exit::NotFound,
+            Self::Checkpoint(error) => error.exit(),
             Self::Interrupted => Exit::Interrupted,
             Self::Output(_)
             | Self::Input { .. }
@@ -99,6 +103,7 @@ impl CommandError {
             Self::Line { .. } => Some("malformed_line"),
             Self::Precondition(_) => Some("precondition_failed"),
             Self::Key(_) => Some("unsafe_key"),
+            Self::Checkpoint(error) => Some(error.code()),
             _ => None,
         }
     }

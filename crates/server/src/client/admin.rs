@@ -95,6 +95,26 @@ impl Client {
         self.once(self.to(Method::POST, &["v1", "sources", source, "retry"])).await.map(drop)
     }
 
+    /// The jobs that have checkpoints, after `after`: the server's own bytes.
+    pub async fn checkpoint_jobs(&self, after: Option<&str>, limit: u64) -> Result<Bytes, ClientError> {
+        let mut url = self.at(&["v1", "checkpoints"]);
+        url.query_pairs_mut().append_pair("limit", &limit.to_string());
+        if let Some(after) = after {
+            url.query_pairs_mut().append_pair("after", after);
+        }
+        Ok(self.once(self.authorized(self.http.get(url))).await?.body)
+    }
+
+    /// The checkpoints of a job below generation `before`, newest first: the server's own bytes.
+    pub async fn checkpoints(&self, job: &str, before: Option<u64>, limit: u64) -> Result<Bytes, ClientError> {
+        let mut url = self.at(&["v1", "checkpoints", job]);
+        url.query_pairs_mut().append_pair("limit", &limit.to_string());
+        if let Some(before) = before {
+            url.query_pairs_mut().append_pair("before", &before.to_string());
+        }
+        Ok(self.once(self.authorized(self.http.get(url))).await?.body)
+    }
+
     /// A stream's groups: the server's own bytes.
     pub async fn groups(&self, stream: &str, after: Option<&str>) -> Result<Bytes, ClientError> {
         self.list(&["v1", "streams", stream, "groups"], after).await

@@ -14,8 +14,8 @@ use tidegate_transport_http::TokenConfig;
 use super::layer::{FileLayer, PairLayer};
 use super::read::{Context, Node, Section};
 use super::{
-    Config, ConfigError, Durability, ENV_PREFIX, Inputs, Listen, ListenTls, Loaded, Problem, Source, auth, object,
-    object_limit, source,
+    Cold, Config, ConfigError, Durability, ENV_PREFIX, Inputs, Listen, ListenTls, Loaded, Problem, Source, auth,
+    checkpoint, object, object_limit, source,
 };
 
 const DEFAULT_DATA_DIR: &str = "./tidegate-data";
@@ -82,6 +82,7 @@ fn read(root: &Section<'_>, context: &Context, insecure: bool) -> Option<Config>
         None => Some(None),
     };
     let objects = object::read(root);
+    let checkpoints = checkpoint::read(root);
     let audit = audit(root);
     let settings = settings(root);
     let object_rules = object_limit::read(root);
@@ -94,6 +95,7 @@ fn read(root: &Section<'_>, context: &Context, insecure: bool) -> Option<Config>
     Some(Config {
         audit_path: audit?.unwrap_or_else(|| data_dir.join(DEFAULT_AUDIT)),
         objects: objects?.under(&data_dir),
+        checkpoints: checkpoints?.unwrap_or_else(|| Cold::Directory(data_dir.join(checkpoint::DEFAULT_FOLDER))),
         data_dir,
         durability: durability?,
         listen: listen?,
@@ -104,7 +106,8 @@ fn read(root: &Section<'_>, context: &Context, insecure: bool) -> Option<Config>
     })
 }
 
-const KEYS: [&str; 9] = ["audit", "auth", "data_dir", "durability", "limits", "listen", "objects", "sources", "stream"];
+const KEYS: [&str; 10] =
+    ["audit", "auth", "checkpoints", "data_dir", "durability", "limits", "listen", "objects", "sources", "stream"];
 
 fn listen(root: &Section<'_>, has_auth: bool, insecure: bool) -> Option<Listen> {
     let Some(node) = root.get("listen") else { return Some(Listen { http: DEFAULT_HTTP, tls: None }) };

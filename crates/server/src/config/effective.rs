@@ -35,7 +35,11 @@ impl Config {
         put("audit.path".into(), self.audit_path.display().to_string().into());
         match &self.objects.cold {
             Cold::Directory(path) => put("objects.cold".into(), path.display().to_string().into()),
-            Cold::S3(s3) => s3_entries(s3, &mut put),
+            Cold::S3(s3) => s3_entries(s3, "objects.cold", "objects.s3", &mut put),
+        }
+        match &self.checkpoints {
+            Cold::Directory(path) => put("checkpoints.store".into(), path.display().to_string().into()),
+            Cold::S3(s3) => s3_entries(s3, "checkpoints.store", "checkpoints.s3", &mut put),
         }
         put("objects.hot_max_bytes".into(), self.objects.hot_max_bytes.into());
         put("listen.http".into(), self.listen.http.to_string().into());
@@ -109,10 +113,10 @@ impl Config {
     }
 }
 
-fn s3_entries(s3: &S3, put: &mut impl FnMut(String, Value)) {
+fn s3_entries(s3: &S3, place: &str, section: &str, put: &mut impl FnMut(String, Value)) {
     let slash = if s3.prefix.is_empty() { "" } else { "/" };
-    put("objects.cold".into(), format!("s3://{}{slash}{}", s3.bucket, s3.prefix).into());
-    let mut put = |leaf: &str, value: Value| put(format!("objects.s3.{leaf}"), value);
+    put(place.into(), format!("s3://{}{slash}{}", s3.bucket, s3.prefix).into());
+    let mut put = |leaf: &str, value: Value| put(format!("{section}.{leaf}"), value);
     for (leaf, value) in [("endpoint", &s3.endpoint), ("region", &s3.region)] {
         if let Some(value) = value {
             put(leaf, value.as_str().into());

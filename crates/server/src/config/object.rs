@@ -51,8 +51,8 @@ pub(super) fn read(root: &Section<'_>) -> Option<Written> {
     Some(Written { cold: cold?, hot_max_bytes: hot_max_bytes? })
 }
 
-/// Where large objects lie: a directory, or a bucket with what `[objects.s3]` says of it.
-fn place(node: &Node<'_>, section: &Section<'_>) -> Option<Cold> {
+/// Where something lies: a directory, or a bucket with what the table `s3` of the same section says of it.
+pub(super) fn place(node: &Node<'_>, section: &Section<'_>) -> Option<Cold> {
     let url = node.line()?;
     if !url.starts_with("s3://") {
         return directory(node, &url).map(Cold::Directory);
@@ -67,13 +67,16 @@ fn place(node: &Node<'_>, section: &Section<'_>) -> Option<Cold> {
 
 /// The directory of a `file://` URL (RFC 8089): an absolute path, percent-encoded, on this machine.
 fn directory(node: &Node<'_>, url: &str) -> Option<PathBuf> {
-    let path = url.strip_prefix("file://").filter(|path| path.starts_with('/'));
-    let path = path.and_then(|path| percent_decode_str(path).decode_utf8().ok());
-    match path {
-        Some(path) if !path.chars().any(char::is_control) => Some(PathBuf::from(path.as_ref())),
-        _ => {
-            node.refuse("must be s3://bucket/prefix, or file:// and the absolute path of a directory: file:///var/lib/tidegate/objects");
-            None
-        }
+    let path = directory_of(url);
+    if path.is_none() {
+        node.refuse("must be s3://bucket/prefix, or file:// and the absolute path of a directory: file:///var/lib/tidegate/objects");
     }
+    path
+}
+
+/// The directory of a `file://` URL; `None` for anything else.
+pub(crate) fn directory_of(url: &str) -> Option<PathBuf> {
+    let path = url.strip_prefix("file://").filter(|path| path.starts_with('/'))?;
+    let path = percent_decode_str(path).decode_utf8().ok()?;
+    (!path.chars().any(char::is_control)).then(|| PathBuf::from(path.as_ref()))
 }

@@ -15,6 +15,7 @@ fn config(sources: BTreeMap<Name, Source>) -> Config {
         sources,
         auth: None,
         objects: Objects { cold: Cold::Directory(PathBuf::new()), hot_max_bytes: 0 },
+        checkpoints: Cold::Directory(PathBuf::new()),
         object_rules: tidegate_batch::policy::Rules::default(),
         audit_path: PathBuf::new(),
         settings: Settings::default(),

@@ -156,6 +156,9 @@ pub(crate) const ROUTES: &[Route] = &[
     route("/v1/sources/{source}", GET, &[scoped("GET", Scope::StreamRead)]),
     route("/v1/sources/{source}/acknowledge", POST, &[scoped("POST", Scope::Admin).new_work()]),
     route("/v1/sources/{source}/retry", POST, &[scoped("POST", Scope::Admin).new_work()]),
+    // Jobs belong to no tenant, so only who may see the whole server sees them.
+    route("/v1/checkpoints", GET, &[scoped("GET", Scope::Admin).query(&["after", "limit"])]),
+    route("/v1/checkpoints/{job}", GET, &[scoped("GET", Scope::Admin).query(&["before", "limit"])]),
     route(
         crate::route::object::OBJECT,
         "GET, HEAD, PUT, POST, DELETE, OPTIONS",

@@ -13,6 +13,7 @@ use tidegate_batch::{ObjectParts, ObjectService, ObjectSpec, blob};
 use tidegate_cdc::group::GroupService;
 use tidegate_cdc::source::SourceService;
 use tidegate_cdc::{StreamParts, StreamService};
+use tidegate_checkpoint::{CheckpointParts, Checkpoints, Spec};
 use tidegate_core::Clock;
 use tidegate_core::port::{ChangeLog, Durability, MetaStore, QuerySource};
 use tidegate_core::system::{OsEntropy, SystemClock};
@@ -133,6 +134,13 @@ impl Setup {
             groups: GroupService::new(streams.clone()),
             sources: sources.clone(),
             streams,
+            checkpoints: Checkpoints::new(CheckpointParts {
+                store: Arc::new(object_store::memory::InMemory::new()),
+                root: "checkpoints".into(),
+                clock: Arc::clone(&self.clock),
+                entropy: Arc::new(OsEntropy),
+                spec: Spec::default(),
+            }),
             objects,
             object_policy: Arc::clone(&policy),
             recovering: Arc::clone(&recovering),
