@@ -183,6 +183,12 @@ impl Reader {
         }
     }
 
+    /// Whether the last part is whole and nothing of the next has come.
+    pub(crate) fn is_between(&self) -> bool {
+        // The line break that ends the delimiter's line.
+        self.state == State::Head && self.buffer.len() <= 2
+    }
+
     /// The next event; `None` = more bytes are needed for it.
     pub(crate) fn next(&mut self) -> Result<Option<Event>, NotMultipart> {
         match self.state {

@@ -70,7 +70,10 @@ pub(in crate::route) async fn batch(
     }
     let writer = Writer::new(&OsEntropy).map_err(|error| super::problem::store_problem(&error.into()))?;
     // Before the first byte is asked for: a client that says `Expect: 100-continue` sends nothing in vain.
-    let reservation = app.executor.reserve().map_err(|error| Problem::of(&error).with("limit", EXECUTOR.permits))?;
+    let reservation = app
+        .executor
+        .reserve_for(collection.tenant.as_str())
+        .map_err(|error| Problem::of(&error).with("limit", EXECUTOR.permits))?;
     let last = Arc::new(OnceLock::new());
     let admission = Admission::of(&app, &collection);
     let shape = admission.shape(body.size_hint().exact())?;
@@ -78,14 +81,15 @@ pub(in crate::route) async fn batch(
     let mut parts = Parts::new(&app, principal, admission, shape, body, &boundary, Arc::clone(&last));
     // hyper says `100 Continue` only to those whose answer has not begun.
     parts.begin().await?;
-    let input = Input::new(parts.stream(), reservation.window());
+    let (parts, rest) = parts.stream();
+    let input = Input::new(parts, reservation.window());
     let mut batch = reservation.run(input, Objects::new(app.services.objects.clone(), collection));
     let content_type = writer.content_type();
     // At most two for each part, what is wrong with the body, and the end: the parts of a batch are bounded.
     let (replies, waiting) = mpsc::unbounded_channel();
     let mut renderer = Renderer::new(writer, replies);
     let task = tokio::spawn(async move {
-        let rendered = async {
+        let rendered = async move {
             loop {
                 let next = match futures::poll!(batch.next()) {
                     Poll::Ready(next) => next,
@@ -98,12 +102,25 @@ pub(in crate::route) async fn batch(
                 let Some((tag, result)) = next else { break };
                 renderer.part(tag, result)?;
             }
+            renderer.flush()?;
+            Ok(renderer)
+        };
+        // Beside each other: a client that sends everything before it reads takes no object before its body was read, and what is
+        // left of a body holds nothing of the room for operations.
+        let drained = async {
+            if let Ok(rest) = rest.await {
+                rest.drain().await;
+            }
+            Ok(())
+        };
+        let ended = async {
+            let (mut renderer, ()) = tokio::try_join!(rendered, drained)?;
             if let Some(problem) = last.get() {
                 renderer.problem(problem)?;
             }
             renderer.end()
         };
-        if let Err(Gone) = rendered.await {
+        if let Err(Gone) = ended.await {
             tracing::debug!("a batch lost its client");
         }
     });

@@ -28,13 +28,16 @@ use crate::problem::Problem;
 pub(crate) const MIN_BYTES_A_SECOND: u64 = 16 * 1_024;
 
 /// What is given to a body to come: each piece within `limits.body_timeout_ms` of the last, and all of them at a rate, so that nobody holds
-/// what others wait for with a byte now and then. Only the time counts in which somebody waits for the body, not that in which it waits.
+/// what others wait for with a byte now and then. Only the time counts in which somebody waits for the body, not that in which it waits. What
+/// came fast earns no more than twice `limits.body_timeout_ms` ahead: nobody trickles for hours after a first gibibyte.
 pub(super) struct Pace {
     limit_ms: u64,
     /// What the bytes that came have earned, and what was waited for them.
     earned: Duration,
     waited: Duration,
     began: Moment,
+    /// What is waited for now counts.
+    counts: bool,
 }
 
 impl Pace {
@@ -44,26 +47,37 @@ impl Pace {
             earned: Duration::from_millis(limit_ms.saturating_mul(2)),
             waited: Duration::ZERO,
             began: Moment::ORIGIN,
+            counts: true,
         }
     }
 
     /// Somebody begins to wait now; gives for how long.
     pub(super) fn begin(&mut self, now: Moment) -> Moment {
-        self.began = now;
+        (self.began, self.counts) = (now, true);
         now.after(Duration::from_millis(self.limit_ms).min(self.earned.saturating_sub(self.waited)))
+    }
+
+    /// The same where the sender need not send anything yet: silence has its bound, and the time does not count.
+    pub(super) fn begin_between(&mut self, now: Moment) -> Moment {
+        (self.began, self.counts) = (now, false);
+        now.after(Duration::from_millis(self.limit_ms))
     }
 
     /// A piece has come.
     pub(super) fn came(&mut self, now: Moment, bytes: usize) {
-        self.waited += now.saturating_since(self.began);
+        if self.counts {
+            self.waited += now.saturating_since(self.began);
+        }
         self.began = now;
-        self.earned += Duration::from_nanos((bytes as u64).saturating_mul(1_000_000_000 / MIN_BYTES_A_SECOND));
+        let more = Duration::from_nanos((bytes as u64).saturating_mul(1_000_000_000 / MIN_BYTES_A_SECOND));
+        let most = self.waited.saturating_add(Duration::from_millis(self.limit_ms.saturating_mul(2)));
+        self.earned = self.earned.saturating_add(more).min(most);
     }
 
     /// None has come in time.
     pub(super) fn over(&self) -> BodyError {
         // Which of both was shorter.
-        if self.earned.saturating_sub(self.waited) < Duration::from_millis(self.limit_ms) {
+        if self.counts && self.earned.saturating_sub(self.waited) < Duration::from_millis(self.limit_ms) {
             BodyError::TooSlow { min_bytes_a_second: MIN_BYTES_A_SECOND }
         } else {
             BodyError::Timeout { limit_ms: self.limit_ms }
@@ -231,6 +245,35 @@ mod tests {
             now = now.after(10 * SECOND);
             pace.came(now, 256 * 1_024);
         }
+    }
+
+    #[test]
+    fn what_came_fast_earns_no_hours_of_trickling() {
+        let mut pace = Pace::new(30_000);
+        let mut now = Moment::ORIGIN;
+        pace.begin(now);
+        pace.came(now, 1 << 30);
+        for _ in 0..60 {
+            assert!(pace.begin(now) >= now.after(SECOND));
+            now = now.after(SECOND);
+            pace.came(now, 1);
+        }
+        assert!(pace.begin(now) < now.after(SECOND));
+        assert_eq!(pace.over(), BodyError::TooSlow { min_bytes_a_second: MIN_BYTES_A_SECOND });
+    }
+
+    #[test]
+    fn time_between_two_parts_does_not_count_and_has_a_bound_each_time() {
+        let mut pace = Pace::new(30_000);
+        let mut now = Moment::ORIGIN;
+        for _ in 0..1_000 {
+            assert_eq!(pace.begin_between(now), now.after(30 * SECOND));
+            now = now.after(20 * SECOND);
+            pace.came(now, 100);
+        }
+        assert_eq!(pace.begin(now), now.after(30 * SECOND));
+        pace.begin_between(now);
+        assert_eq!(pace.over(), BodyError::Timeout { limit_ms: 30_000 });
     }
 
     #[test]

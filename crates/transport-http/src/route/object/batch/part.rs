@@ -17,7 +17,7 @@ use tidegate_batch::operation::INSERT_MAX_BYTES;
 use tidegate_batch::policy::Access;
 use tidegate_batch::{Metadata, ObjectKey, Operation, OperationKind};
 use tidegate_core::{Clock, Principal, Retry};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::super::admission::{Admission, Shape};
 use super::super::body::Pace;
@@ -80,6 +80,21 @@ pub(super) struct Parts {
     /// What is wrong with the body.
     last: Arc<OnceLock<Problem>>,
     ended: bool,
+    /// It has not come to its end.
+    drains: bool,
+    /// Where what is left of a body goes of which nothing more is needed.
+    rest: Option<oneshot::Sender<Rest>>,
+}
+
+/// What is left of a body of which nothing more is needed.
+pub(super) struct Rest(Parts);
+
+impl Rest {
+    /// Reads it, so that a client that sends everything before it reads gets to the answer, and the connection can be used again. At its
+    /// own speed, however fast objects may come: nothing is done with it.
+    pub(super) async fn drain(mut self) {
+        while let Ok(true) = self.0.more().await {}
+    }
 }
 
 impl Parts {
@@ -105,6 +120,8 @@ impl Parts {
             open: None,
             last,
             ended: false,
+            drains: false,
+            rest: None,
         }
     }
 
@@ -117,8 +134,30 @@ impl Parts {
         }
     }
 
-    pub(super) fn stream(self) -> BoxStream<'static, Item> {
-        stream::unfold(self, |mut parts| async { Some((parts.next().await?, parts)) }).boxed()
+    /// The parts, and what comes when nothing more of the body is needed: it is for somebody to read who holds nothing that others wait for.
+    pub(super) fn stream(mut self) -> (BoxStream<'static, Item>, oneshot::Receiver<Rest>) {
+        let (sender, rest) = oneshot::channel();
+        self.rest = Some(sender);
+        let parts = stream::unfold(Some(self), |parts| async {
+            let mut parts = parts?;
+            if let Some(item) = parts.next().await {
+                return Some((item, Some(parts)));
+            }
+            parts.give_rest();
+            None
+        });
+        (parts.boxed(), rest)
+    }
+
+    fn give_rest(mut self) {
+        if let Some(rest) = self.rest.take()
+            && self.drains
+        {
+            self.reader = Reader::ended();
+            self.shape = None;
+            // If nobody wants it the answer is gone.
+            drop(rest.send(Rest(self)));
+        }
     }
 
     async fn next(&mut self) -> Option<Item> {
@@ -128,7 +167,7 @@ impl Parts {
                     let detail = format!("a batch has at most {PART_MAX_COUNT} parts; those up to there were executed");
                     let problem = Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_parts", detail);
                     self.fail(problem.with("max", PART_MAX_COUNT));
-                    self.drain().await;
+                    self.leave();
                 }
                 Ok(Some(Event::Part(head))) => {
                     self.open = Some(Draft::new(self.count, &head, &self.principal, &self.admission));
@@ -144,7 +183,7 @@ impl Parts {
                         return Some(open.finish());
                     }
                 }
-                Ok(Some(Event::End)) => self.drain().await,
+                Ok(Some(Event::End)) => self.leave(),
                 Ok(None) => match self.more().await {
                     Ok(true) => {}
                     Ok(false) => self.broke_off(BodyError::Incomplete.into()),
@@ -153,7 +192,7 @@ impl Parts {
                 Err(NotMultipart) => {
                     let detail = "the body does not begin with the boundary that Content-Type names";
                     self.fail(Problem::new(StatusCode::BAD_REQUEST, "malformed_multipart", detail));
-                    self.drain().await;
+                    self.leave();
                 }
             }
         }
@@ -162,7 +201,10 @@ impl Parts {
 
     /// Takes in more of the body; `false` at its end.
     async fn more(&mut self) -> Result<bool, Box<Problem>> {
-        let deadline = self.pace.begin(self.clock.now());
+        // Who waits for a reply before the next part is no slow sender.
+        let between = self.open.is_none() && self.reader.is_between();
+        let now = self.clock.now();
+        let deadline = if between { self.pace.begin_between(now) } else { self.pace.begin(now) };
         loop {
             let frame = tokio::select! {
                 // First, so that a piece that is there already costs no timer.
@@ -202,11 +244,10 @@ impl Parts {
         let _ = self.last.set(problem);
     }
 
-    /// Reads what nobody needs, so that a client that sends everything before it reads gets to the answer, and the connection can be used again.
-    async fn drain(&mut self) {
+    /// Nothing more of the body is needed.
+    fn leave(&mut self) {
         self.ended = true;
-        self.reader = Reader::ended();
-        while let Ok(true) = self.more().await {}
+        self.drains = true;
     }
 }
 
@@ -219,7 +260,7 @@ struct Draft {
 
 /// What shall be done when the part is whole.
 enum Plan {
-    Insert { key: Option<ObjectKey>, metadata: Metadata, sha256: Option<[u8; 32]> },
+    Insert { key: Option<ObjectKey>, metadata: Metadata, sha256: Option<[u8; 32]>, length: Option<u64> },
     Other(Operation),
 }
 
@@ -277,6 +318,9 @@ impl Draft {
         let Self { tag, plan, mut payload } = self;
         let operation = plan.and_then(|plan| match plan {
             Plan::Other(operation) => Ok(operation),
+            Plan::Insert { length: Some(length), .. } if payload.len() as u64 != length => {
+                Err(Box::new(not_as_long("the part is not as long as it says")))
+            }
             Plan::Insert { sha256: Some(wanted), .. } if *Sha256::digest(&payload) != wanted => {
                 Err(Box::new(put_problem(PutError::Checksum)))
             }
@@ -338,7 +382,8 @@ fn plan(mut head: HeaderMap, tag: &mut Tag, principal: &Principal) -> Result<Pla
         return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_field", detail).with("field", name.as_str()));
     }
     if kind == OperationKind::Insert {
-        return Ok(Plan::Insert { key, sha256: digest(&head)?, metadata: metadata(&head)? });
+        let length = length(&mut head)?;
+        return Ok(Plan::Insert { key, sha256: digest(&head)?, metadata: metadata(&head)?, length });
     }
     if let Some(name) = head.keys().find(|name| name.as_str().starts_with("x-tidegate-")) {
         let detail = format!("{name} is not known to {}", kind.as_str());
@@ -349,6 +394,21 @@ fn plan(mut head: HeaderMap, tag: &mut Tag, principal: &Principal) -> Result<Pla
         return Err(Problem::new(StatusCode::BAD_REQUEST, "missing_field", detail).with("field", KEY.as_str()));
     };
     Ok(Plan::of(kind, key))
+}
+
+/// How many bytes a part says that it has.
+fn length(head: &mut HeaderMap) -> Result<Option<u64>, Problem> {
+    let Some(value) = only(head, &header::CONTENT_LENGTH)? else { return Ok(None) };
+    let text = value.to_str().ok().filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
+    match text.and_then(|text| text.parse().ok()) {
+        Some(length) => Ok(Some(length)),
+        None => Err(not_as_long("it is not a number of bytes")),
+    }
+}
+
+fn not_as_long(what: &str) -> Problem {
+    let name = header::CONTENT_LENGTH;
+    Problem::new(StatusCode::BAD_REQUEST, "invalid_field", format!("{name}: {what}")).with("field", name.as_str())
 }
 
 /// Takes out a field that may be there once.
