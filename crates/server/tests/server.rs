@@ -12,6 +12,8 @@ mod bad_source;
 mod bound;
 #[path = "server/capacity.rs"]
 mod capacity;
+#[path = "server/checkpoint.rs"]
+mod checkpoint;
 #[path = "server/command.rs"]
 mod command;
 #[path = "server/connection.rs"]
@@ -48,6 +50,8 @@ mod publish;
 mod reader;
 #[path = "server/resume.rs"]
 mod resume;
+#[path = "server/source.rs"]
+mod source;
 #[path = "server/stream.rs"]
 mod stream;
 #[path = "server/weed.rs"]
