@@ -369,11 +369,11 @@ impl Driver {
             let since_ms = self.core.clock.timestamp().unix_ms();
             let gap = StoredGap { from: from.0.clone(), reason: reason.clone(), since_ms };
             self.show_halt(&halt);
-            self.show_state(SourceState::Gap);
             tracing::error!(
                 source = %self.spec.name, from = &*from.0, %reason, "changes are lost; a person must say how to go on"
             );
             match self.write(|next| next.gap = Some(gap), Durability::Fsync).await {
+                // Its state is shown with what is lost, once that is stored.
                 Ok(()) => return Ok(()),
                 Err(halt) => tracing::warn!(error = %halt, source = %self.spec.name, "the gap was not stored yet"),
             }

@@ -1,5 +1,5 @@
 //! Opening the stream: is this the server, the slot and the position that we left? It makes what is missing only where nothing was
-//! stored yet; a slot that vanished is a loss.
+//! stored yet, or where a person said how to go on after a loss; a slot that vanished is a loss.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,6 +31,8 @@ pub(crate) struct Opened {
     pub(crate) feed: Feed,
     pub(crate) state: State,
     pub(crate) position: Lsn,
+    /// Nothing of the state is stored: it is to be said before anything happens, so that a loss from now on is seen.
+    pub(crate) unsaid: bool,
     /// The first copy, where it is not done.
     pub(crate) copier: Option<Copier>,
     /// Tables whose copied rows are void.
@@ -42,28 +44,39 @@ pub(crate) struct Opened {
 /// Opens the stream after `from`.
 pub(crate) async fn open(shared: &Shared, from: Option<Resume>) -> Result<Opened, ChangeSourceError> {
     let server = &shared.server;
-    let from = from.map(|from| read(server, &from)).transpose()?;
+    let from = from.map_or(Ok(Begin::Copy), |from| read(server, &from))?;
     let link = server.link().await?;
     let facts = server.facts(&link).await?;
     let before = server.publication(&link, &facts).await?;
-    let slot = free_slot(shared, &link).await?;
+    let mut slot = free_slot(shared, &link).await?;
     let mut connection = server.replication().await?;
     let (system, timeline) = server.in_time(identify(&mut connection)).await?;
+    if !matches!(from, Begin::After(..)) {
+        slot = without_dead(server, &mut connection, slot).await?;
+    }
 
+    let unsaid = matches!(from, Begin::From(_));
     let (mut state, position, exported) = match (from, slot) {
-        (Some((state, position)), slot) => {
+        (Begin::After(state, position), slot) => {
             same(&state, position, &system, timeline, slot.as_ref(), &facts)?;
             (state, position, None)
         }
-        (None, Some(slot)) => {
-            if let Some(reason) = slot.invalidated() {
-                let problem = format!("{reason}: drop it (SELECT pg_drop_replication_slot('{}'))", server.change.slot);
-                return Err(setup("slot_invalidated", problem));
+        (Begin::From(position), slot) => {
+            if facts.log_end < position {
+                return Err(log_ends_before(position, &facts));
             }
+            let begins = match slot {
+                Some(slot) => slot.confirmed.unwrap_or_default(),
+                None => create_slot(server, &mut connection).await?.0,
+            };
+            let state = State::new(system, timeline, server.change.slot.clone(), None);
+            (state, position.max(begins), None)
+        }
+        (Begin::Copy, Some(slot)) => {
             let position = slot.confirmed.unwrap_or_default();
             (fresh(server, system, timeline, position), position, None)
         }
-        (None, None) => {
+        (Begin::Copy, None) => {
             let (position, exported) = create_slot(server, &mut connection).await?;
             (fresh(server, system, timeline, position), position, Some(exported))
         }
@@ -109,27 +122,54 @@ pub(crate) async fn open(shared: &Shared, from: Option<Resume>) -> Result<Opened
     let begun = async { connection.stream(&command, message_bytes).await.map_err(|error| not_begun(position, error)) };
     server.in_time(begun).await?;
     *shared.last_pid.lock() = Some(connection.pid);
-    shared.confirmed.send_if_modified(|confirmed| {
-        let more = position > *confirmed;
-        *confirmed = position.max(*confirmed);
-        more
-    });
+    // Not the highest that ever was: after a loss the position may lie before what an earlier life of the server was told, and
+    // what was confirmed too far is lost.
+    shared.confirmed.send_replace(position);
     let feed = Feed::start(connection, shared.confirmed.subscribe(), status_interval(server, &facts));
-    Ok(Opened { feed, state, position, copier, restarted, link })
+    Ok(Opened { feed, state, position, unsaid, copier, restarted, link })
 }
 
-fn read(server: &Server, from: &Resume) -> Result<(State, Lsn), ChangeSourceError> {
-    let position = Lsn::of(&from.position);
-    let state = State::decode(&from.state);
-    let (Some(position), Some(state)) = (position, state) else {
-        return Err(unreadable("the stored position or state is none of this source's"));
-    };
+/// Where to begin.
+enum Begin {
+    /// With a copy: nothing was stored, or a person said so after a loss.
+    Copy,
+    /// After what was stored.
+    After(State, Lsn),
+    /// At this position or behind it, without a copy and without what lies before: a person said so after a loss.
+    From(Lsn),
+}
+
+fn read(server: &Server, from: &Resume) -> Result<Begin, ChangeSourceError> {
+    let broken = || unreadable("the stored position or state is none of this source's");
+    let position = Lsn::of(&from.position).ok_or_else(broken)?;
+    if from.state.is_empty() {
+        return Ok(Begin::From(position));
+    }
+    let state = State::decode(&from.state).ok_or_else(broken)?;
     if state.slot != server.change.slot {
         let reason =
             format!("the position is that of the slot {}, and {} is configured", state.slot, server.change.slot);
         return Err(lost(position, reason));
     }
-    Ok((state, position))
+    Ok(Begin::After(state, position))
+}
+
+/// The slot, or none after one was dropped that can give nothing any more: nobody can read it, and nothing waits for what it had.
+async fn without_dead(
+    server: &Server,
+    connection: &mut Connection,
+    slot: Option<Slot>,
+) -> Result<Option<Slot>, ChangeSourceError> {
+    let Some(reason) = slot.as_ref().and_then(Slot::invalidated) else { return Ok(slot) };
+    let name = &server.change.slot;
+    if !server.change.create {
+        let problem = format!("{reason}: drop it (SELECT pg_drop_replication_slot('{name}')) and make it again");
+        return Err(setup("slot_invalidated", problem));
+    }
+    tracing::warn!(slot = &**name, reason, "the slot gives nothing any more: it is dropped and made again");
+    let drop = format!("DROP_REPLICATION_SLOT {}", escape_identifier(name));
+    server.in_time(async { connection.ask(&drop).await.map_err(wire) }).await?;
+    Ok(None)
 }
 
 fn fresh(server: &Server, system: Box<str>, timeline: u32, start: Lsn) -> State {
@@ -169,11 +209,15 @@ fn same(
         return Err(lost(position, reason));
     }
     if facts.log_end < position {
-        let reason =
-            format!("the server's log ends at {}, before it: the server was restored from a backup", facts.log_end);
-        return Err(lost(position, reason));
+        return Err(log_ends_before(position, facts));
     }
     Ok(())
+}
+
+fn log_ends_before(position: Lsn, facts: &Facts) -> ChangeSourceError {
+    let reason =
+        format!("the server's log ends at {}, before it: the server was restored from a backup", facts.log_end);
+    lost(position, reason)
 }
 
 /// The slot, once nobody reads it. Our own last connection may take a moment to end.

@@ -26,12 +26,14 @@ const COPY_TRANSACTION: &str = "snapshot";
 
 /// The batches of a stream that was opened.
 pub(crate) fn run(shared: Arc<Shared>, opened: Opened) -> ChangeStream {
-    let Opened { feed, state, position, copier, restarted, link } = opened;
+    let Opened { feed, state, position, unsaid, copier, restarted, link } = opened;
+    let first =
+        unsaid.then(|| ChangeBatch { position: position.position(), changes: Vec::new(), state: state.encode() });
     let phase = match copier {
         Some(copier) => Phase::Copy(Box::new(Copying { copier, state, restarted })),
         None => Phase::Stream(Box::new(assembler(&shared, state, position))),
     };
-    let running = Running { feed, position, phase, link, given_at: Instant::now(), shared };
+    let running = Running { feed, position, first, phase, link, given_at: Instant::now(), shared };
     futures::stream::unfold(Some(running), |running| async {
         let mut running = running?;
         match running.next().await {
@@ -46,6 +48,8 @@ struct Running {
     feed: Feed,
     /// Where the stream began.
     position: Lsn,
+    /// What is given before anything comes.
+    first: Option<ChangeBatch>,
     phase: Phase,
     link: Link,
     /// When the last batch was given.
@@ -71,6 +75,9 @@ fn assembler(shared: &Shared, state: State, position: Lsn) -> Assembler {
 
 impl Running {
     async fn next(&mut self) -> Result<ChangeBatch, ChangeSourceError> {
+        if let Some(first) = self.first.take() {
+            return Ok(first);
+        }
         loop {
             let batch = match &mut self.phase {
                 Phase::Copy(_) => self.copy().await?,
