@@ -111,6 +111,17 @@ impl Checkpoints {
 
     /// The names of all jobs that have a readable entry, sorted. Cost: one listing and for each job one more and one read.
     pub async fn jobs(&self) -> Result<Vec<Name>, StoreError> {
+        Ok(self.folders().await?.0.into_iter().collect())
+    }
+
+    /// The folders in which a log lies that does not tell whose it is: no entry of it is readable, or it was copied from another folder.
+    /// Sorted. Cost: as for [`jobs`](Self::jobs).
+    pub async fn nameless(&self) -> Result<Vec<Box<str>>, StoreError> {
+        Ok(self.folders().await?.1)
+    }
+
+    /// The jobs, and the folders whose job nobody can tell.
+    async fn folders(&self) -> Result<(BTreeSet<Name>, Vec<Box<str>>), StoreError> {
         let root = &self.parts.root;
         let prefix = (!root.is_root()).then_some(root);
         let listed =
@@ -118,13 +129,16 @@ impl Checkpoints {
         if listed.common_prefixes.len() > LISTED_MAX {
             return Err(StoreError::TooMany { folder: root.as_ref().into(), limit: LISTED_MAX });
         }
-        let mut names = BTreeSet::new();
+        let (mut names, mut nameless) = (BTreeSet::new(), Vec::new());
         for folder in listed.common_prefixes {
-            if let Some(name) = JobStore::name_in(&self.parts.store, root, &folder).await? {
-                names.insert(name);
+            match JobStore::name_in(&self.parts.store, root, &folder).await? {
+                InFolder::Job(name) => drop(names.insert(name)),
+                InFolder::Nameless => nameless.push(folder.as_ref().into()),
+                InFolder::Nothing => {}
             }
         }
-        Ok(names.into_iter().collect())
+        nameless.sort_unstable();
+        Ok((names, nameless))
     }
 }
 
@@ -231,9 +245,19 @@ pub enum Removed {
     Kept,
 }
 
+/// Whose log lies in a folder.
+enum InFolder {
+    /// This job's.
+    Job(Name),
+    /// One that does not say.
+    Nameless,
+    /// None.
+    Nothing,
+}
+
 impl JobStore {
     /// The name of the job in a folder, by its newest readable entry.
-    async fn name_in(store: &Arc<dyn ObjectStore>, root: &Path, folder: &Path) -> Result<Option<Name>, StoreError> {
+    async fn name_in(store: &Arc<dyn ObjectStore>, root: &Path, folder: &Path) -> Result<InFolder, StoreError> {
         use futures::TryStreamExt as _;
         let log = folder.clone().join("log");
         let listed: Vec<_> =
@@ -243,6 +267,9 @@ impl JobStore {
             .filter_map(|object| crate::id::slot_number(&object.location).map(|slot| (slot, &object.location)))
             .collect();
         slots.sort_unstable();
+        if slots.is_empty() {
+            return Ok(InFolder::Nothing);
+        }
         for (generation, path) in slots.into_iter().rev() {
             let any = Name::new("-").expect("it is a name");
             let Some(sealed) = Self::new(Arc::clone(store), root, any.clone()).get(path).await? else { continue };
@@ -251,10 +278,10 @@ impl JobStore {
                 && of == generation
             {
                 let same = Self::new(Arc::clone(store), root, job.clone()).layout.folder == *folder;
-                return Ok(same.then_some(job));
+                return Ok(if same { InFolder::Job(job) } else { InFolder::Nameless });
             }
         }
-        Ok(None)
+        Ok(InFolder::Nameless)
     }
 
     /// Whether a slot still holds this checkpoint.

@@ -246,11 +246,22 @@ async fn verify(
     job: Option<&str>,
     generation: Option<Generation>,
 ) -> Result<(), CommandError> {
+    let (mut documents, mut damaged) = (Vec::new(), 0);
     let jobs = match job {
         Some(job) => vec![name_of(job)],
-        None => store.jobs().await.map_err(Failed::Store)?,
+        None => {
+            for folder in store.nameless().await.map_err(Failed::Store)? {
+                damaged += 1;
+                if !json {
+                    say(&show::nameless(&folder))?;
+                }
+                let damages =
+                    json!([{"object": folder, "code": "checkpoint_job_unreadable", "detail": show::NAMELESS}]);
+                documents.push(json!({"job": null, "generation": null, "ok": false, "damages": damages}));
+            }
+            store.jobs().await.map_err(Failed::Store)?
+        }
     };
-    let (mut documents, mut damaged) = (Vec::new(), 0);
     for job in &jobs {
         let job = store.job(job);
         for generation in generations(&job, generation).await? {

@@ -54,9 +54,15 @@ pub(super) enum CommandError {
     NoPartition { partition: u32, partitions: usize },
     /// What was done on a store of checkpoints that was opened here.
     #[error(transparent)]
-    Checkpoint(#[from] super::checkpoint::Failed),
+    Checkpoint(Box<super::checkpoint::Failed>),
     #[error("interrupted")]
     Interrupted,
+}
+
+impl From<super::checkpoint::Failed> for CommandError {
+    fn from(failed: super::checkpoint::Failed) -> Self {
+        Self::Checkpoint(Box::new(failed))
+    }
 }
 
 impl CommandError {

@@ -196,6 +196,23 @@ fn a_verification_reads_every_byte_and_names_what_is_damaged() {
 }
 
 #[test]
+fn a_job_none_of_whose_entries_is_readable_is_named_by_its_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "whole", 1);
+    write(folder.path(), "torn", 1);
+    std::fs::create_dir(folder.path().join("lost+found")).unwrap();
+    for entry in std::fs::read_dir(folder.path().join("torn/log")).unwrap() {
+        flip(&entry.unwrap().path());
+    }
+    let output = run(&["checkpoint", "verify", "--store", &url(folder.path()), "--json"]);
+    assert_eq!((output.status.code(), code(&output)), (Some(1), "checkpoint_corrupt".into()));
+    let report = json(&output);
+    assert_eq!((&report["corrupt"], report["verified"].as_array().unwrap().len()), (&1.into(), 2), "{report}");
+    assert_eq!(report["verified"][0]["damages"][0]["object"], "torn");
+    assert_eq!(report["verified"][1]["job"], "whole");
+}
+
+#[test]
 fn a_removal_takes_what_is_named_and_never_the_last_complete_one() {
     let folder = tempfile::tempdir().unwrap();
     let made = write(folder.path(), "totals", 2);

@@ -83,6 +83,14 @@ pub(super) fn checkpoint(job: &str, document: &Value) -> String {
     printable(&lines.join("\n"))
 }
 
+/// What is wrong with a folder whose job nobody can tell.
+pub(super) const NAMELESS: &str = "no entry of the log in it is readable as this folder's";
+
+/// The same, for people.
+pub(super) fn nameless(folder: &str) -> String {
+    printable(&format!("{folder}: DAMAGED\n  {folder}: {NAMELESS}"))
+}
+
 /// What a verification found in one checkpoint.
 pub(super) fn verified(job: &str, generation: Generation, damages: &[Damage]) -> String {
     let mut lines =
