@@ -16,7 +16,9 @@ use futures::{StreamExt as _, stream};
 use object_store::local::LocalFileSystem;
 use tidegate_benches::process::number;
 use tidegate_benches::report::{Report, median};
-use tidegate_checkpoint::{CheckpointParts, Checkpoints, ClaimOutcome, Draft, KeyedState, Mode, Recovery, Spec, Writer, Written};
+use tidegate_checkpoint::{
+    CheckpointParts, Checkpoints, ClaimOutcome, Draft, KeyedState, Mode, Recovery, Spec, Writer, Written,
+};
 use tidegate_core::id::Name;
 use tidegate_core::system::{OsEntropy, SystemClock};
 
@@ -32,7 +34,8 @@ fn main() {
     let only = std::env::var("TIDEGATE_BENCH_ONLY").unwrap_or_default();
     let wanted = |name: &str| only.is_empty() || only.split(',').any(|part| name.starts_with(part));
     let mut report = Report::new("checkpoint");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     if wanted("save") {
         runtime.block_on(save(folder.path(), &mut report));
     }
@@ -79,7 +82,8 @@ async fn claim(folder: &Path) -> (Writer, Recovery) {
 
 async fn save(folder: &Path, report: &mut Report) {
     let length = usize::try_from(number("TIDEGATE_BENCH_BYTES", 1 << 30)).expect("it fits");
-    let pieces: Vec<Bytes> = (0..length.div_ceil(PIECE_BYTES)).map(|n| noise(n as u64 * 1_000_003, PIECE_BYTES)).collect();
+    let pieces: Vec<Bytes> =
+        (0..length.div_ceil(PIECE_BYTES)).map(|n| noise(n as u64 * 1_000_003, PIECE_BYTES)).collect();
     let rate = |time: Duration| length as f64 / time.as_secs_f64() / 1e6;
     let (mut plain_write, mut ours_save, mut save_ratio) = (Vec::new(), Vec::new(), Vec::new());
     let (mut plain_read, mut ours_read, mut read_ratio) = (Vec::new(), Vec::new(), Vec::new());
