@@ -34,16 +34,16 @@ pub enum SourceCommand {
 
 /// `tidegate source acknowledge`.
 #[derive(Debug, Clone, Args)]
-#[group(id = "how", required = true, multiple = false, args = ["restart_copy", "go_on_from_current"])]
+#[command(group = clap::ArgGroup::new("how").required(true).multiple(false))]
 pub struct AcknowledgeArgs {
     /// The source.
     #[arg(value_parser = name)]
     pub source: String,
     /// Copy everything anew: rows that are in the streams come again.
-    #[arg(long)]
+    #[arg(long, group = "how")]
     pub restart_copy: bool,
     /// Go on with what happens from now on: what lies between is in no stream.
-    #[arg(long)]
+    #[arg(long, group = "how")]
     pub go_on_from_current: bool,
 }
 
