@@ -166,7 +166,7 @@ fn a_publication_that_is_dropped_and_a_sender_that_is_killed_end_the_stream_with
 }
 
 #[test]
-fn a_slot_whose_log_the_server_has_removed_is_a_loss_and_is_not_taken_into_use() {
+fn a_slot_whose_log_the_server_has_removed_is_a_loss_and_is_made_again_where_a_person_says_how_to_go_on() {
     block_on_threads(async {
         let test = "a_slot_whose_log_the_server_has_removed_is_a_loss";
         let Some(server) = PostgresServer::start().expect("it is installed") else { return PostgresServer::skip(test) };
@@ -190,6 +190,42 @@ fn a_slot_whose_log_the_server_has_removed_is_a_loss_and_is_not_taken_into_use()
         .await;
         let error = refused(&source, taken.resume.clone()).await;
         assert!(matches!(&error, ChangeSourceError::Lost { reason, .. } if reason.contains("removed")), "{error:?}");
-        is_setup(&refused(&source, None).await, "slot_invalidated");
+        let config = ChangeConfig { create: false, ..ChangeConfig::new("s", "p") };
+        let careful = PostgresChanges::connect(PostgresConfig::new(url.as_str()), config).expect("a URL");
+        is_setup(&refused(&careful, None).await, "slot_invalidated");
+
+        let mut again = Taken::default();
+        let mut stream = again.open(&source).await;
+        again.until(&source, &mut stream, |taken| taken.has("1")).await;
+        assert_eq!(server.run_sql(&url, status), "reserved\n", "the dead slot was made again, and a copy with it");
+    });
+}
+
+#[test]
+fn without_a_state_it_goes_on_from_the_position_without_a_copy_and_a_later_loss_is_one() {
+    block_on_threads(async {
+        let Some(world) = World::fresh("without_a_state_it_goes_on_from_the_position") else { return };
+        world.sql("create table item (id int primary key, name text); insert into item values (1, 'before')");
+        let source = world.source(|_| ());
+        let here = source.status().await.expect("a status").position;
+        let from = Resume { position: here, state: Default::default() };
+        let mut taken = Taken::default();
+        taken.resume = Some(from.clone());
+        is_setup(&refused(&world.source(|config| config.create = false), Some(from)).await, "publication_missing");
+        let mut stream = taken.open(&source).await;
+        taken.until(&source, &mut stream, |taken| taken.batches == 1).await;
+        assert!(taken.resume.as_ref().is_some_and(|resume| !resume.state.is_empty()), "said before anything happens");
+        world.sql("insert into item values (2, 'after')");
+        taken.until(&source, &mut stream, |taken| taken.has("after")).await;
+        assert!(!taken.has("before"), "no copy was made");
+        drop(stream);
+        let mut stream = taken.open(&source).await;
+        world.sql("insert into item values (3, 'again')");
+        taken.until(&source, &mut stream, |taken| taken.has("again")).await;
+        drop(stream);
+        let drop = format!("select pg_drop_replication_slot('{}')", world.name);
+        until("the slot to be dropped", async || world.server.try_sql(&world.url, &drop).is_ok()).await;
+        let error = refused(&source, taken.resume.clone()).await;
+        assert!(matches!(error, ChangeSourceError::Lost { .. }), "{error:?}");
     });
 }
