@@ -30,7 +30,7 @@ fn a_file_that_is_missing_or_no_database_stops_the_start_and_is_left_alone() {
 fn a_file_that_goes_missing_or_bad_refuses_new_streams_until_it_is_back() {
     let (_, server) = Database::serve(Kind::Sqlite, "", &Database::items(Kind::Sqlite, 100), &[]).unwrap();
     let good = rows(server.address, SQL);
-    assert_eq!(server.get("/readyz").status, 200);
+    until("what an earlier process left is cleared away", || server.get("/readyz").status == 200);
     let (path, aside) = (server.path("main.db"), server.path("aside.db"));
     let refusal = || Stream::query(server.address, &[], SQL).err().expect("there is no database").refusal();
     std::fs::rename(&path, &aside).unwrap();
@@ -94,7 +94,7 @@ fn a_postgres_server_that_is_stopped_is_not_ready_and_refuses_new_streams() {
     postgres.run_sql(&url, &Database::items(Kind::Postgres, 100));
     let server = Server::launch(tempfile::tempdir().unwrap(), &["--source", &format!("main={url}")]);
     assert_eq!(rows(server.address, SQL).rows, 100);
-    assert_eq!(server.get("/readyz").status, 200);
+    until("the server is ready", || server.get("/readyz").status == 200);
     drop(postgres);
     until("it is noticed", || server.get("/readyz").refusal() == (503, "source_unavailable".to_owned()));
     let refused = Stream::query(server.address, &[], SQL).err().expect("there is no database");

@@ -105,7 +105,7 @@ fn the_metrics_count_what_happened() {
 fn health_version_limits_and_leases_are_told() {
     let server = world(100_000, &[]);
     assert_eq!(server.get("/healthz").status, 200);
-    assert_eq!(server.get("/readyz").status, 200);
+    until("the server is ready", || server.get("/readyz").status == 200);
     assert_eq!(server.get("/v1/version").json()["version"], env!("CARGO_PKG_VERSION"));
     let limits = server.get("/v1/limits").json();
     for key in ["stream.snapshot.ttl_ms", "stream.max_global", "limits.body_max_bytes", "limits.row_max_bytes"] {
