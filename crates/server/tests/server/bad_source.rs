@@ -107,5 +107,5 @@ fn a_postgres_server_that_is_not_there_yet_does_not_stop_the_start() {
     let server = Server::launch(tempfile::tempdir().unwrap(), &["--source", "main=postgres://nobody@127.0.0.1:1/none"]);
     let refused = Stream::query(server.address, &[], SQL).err().expect("there is no database");
     assert_eq!(refused.refusal(), (503, "source_unavailable".to_owned()));
-    assert_eq!(server.get("/readyz").refusal(), (503, "source_unavailable".to_owned()));
+    until("it is noticed", || server.get("/readyz").refusal() == (503, "source_unavailable".to_owned()));
 }
