@@ -128,6 +128,7 @@ fn asking_whether_the_server_is_ready_writes_nothing() {
     let server = Server::start(1, &[]);
     assert_eq!(ask(server.address, "PUT", "/v1/streams/s", &[], "{}").status, 201);
     let written = || ["true", "false"].map(|fsync| server.metric("tidegate_store_groups_total", fsync));
+    until("the server is ready", || server.get("/readyz").status == 200);
     let before = written();
     assert!(before[0] > 0.0, "{before:?}");
     for _ in 0..20 {
